@@ -1,0 +1,113 @@
+"""The drawings that several notebooks share, and the one legend of the collection.
+
+Inputs are blue, parameters green, cotangents orange, mistakes red: four colours of Okabe and Ito's
+palette, which colour-blind readers tell apart and which differ in grey print.
+"""
+
+import json
+import re
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patches
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+INPUT, PARAMETER, COTANGENT, MISTAKE = "#0072B2", "#009E73", "#E69F00", "#B2182B"
+
+
+def use_house_style():
+    """Vector figures with the page's text size, the same bytes at every run."""
+    plt.rcParams.update(
+        {
+            "svg.hashsalt": "handgrad",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=[INPUT, PARAMETER, COTANGENT, MISTAKE]),
+            "axes.grid": False,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
+    set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def matrix(ax, M, title="", color=INPUT):
+    """Draw M (rows, columns), of numbers or strings, as cells; a zero stays pale.
+
+    Raises:
+        ValueError: M has not two axes.
+
+    """
+    M = np.asarray(M)
+    if M.ndim != 2:
+        raise ValueError(f"M: expected a matrix; got shape {M.shape}")
+    rows, columns = M.shape
+    for i, j in np.ndindex(rows, columns):
+        value = M[i, j]
+        text = value if isinstance(value, str) else f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+        zero = text in ("0", "\N{MINUS SIGN}0")
+        fill = patches.Rectangle((j, i), 1, 1, fc=color, alpha=0.06 if zero else 0.3, ec="none")
+        edge = patches.Rectangle((j, i), 1, 1, fill=False, ec="white", lw=2)
+        ax.add_patch(fill)
+        ax.add_patch(edge)
+        ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", alpha=0.35 if zero else 1)
+    ax.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", title=title)
+    ax.axis("off")
+
+
+def collection_map(ax, folder):
+    """Draw the notebooks of a folder, an arrow from each to those that build on it.
+
+    Titles come from the notebooks' first headings, arrows from the links in "You need".
+
+    Raises:
+        ValueError: the folder holds no numbered notebook.
+    """
+    titles, needs = {}, {}
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        text = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+        if path.stem[:2] != "00":
+            titles[path.stem[:2]] = re.search(r"^# \d+\. (.*)", text, re.M)[1]
+            needed = text[text.index("**You need**") :]
+            needs[path.stem[:2]] = re.findall(r"\]\((\d\d)_\w+\.ipynb\)", needed)
+    if not titles:
+        raise ValueError(f"folder: expected numbered notebooks; none in {folder}")
+    depth, column, place = {}, {}, {}
+    for number in titles:  # in order, so what a notebook needs has been placed before it
+        depth[number] = 1 + max((depth.get(n, 0) for n in needs[number]), default=0)
+        column.setdefault(depth[number], []).append(number)
+    for x, numbers in column.items():
+        for i, number in enumerate(numbers):
+            place[number] = (x, (len(numbers) - 1) / 2 - i)
+    box = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": INPUT, "lw": 1.2}
+    labels = {
+        number: ax.text(
+            *place[number],
+            f"{number}\n" + "\n".join(textwrap.wrap(title, 14)),
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            bbox=box,
+            zorder=2,
+        )
+        for number, title in titles.items()
+    }
+    for number in titles:
+        for needed in needs[number]:
+            if needed in labels and depth[needed] == depth[number] - 1:
+                ax.annotate(
+                    "",
+                    place[number],
+                    place[needed],
+                    arrowprops={
+                        "arrowstyle": "-|>",
+                        "color": "0.4",
+                        "patchA": labels[needed].get_bbox_patch(),
+                        "patchB": labels[number].get_bbox_patch(),
+                    },
+                )
+    tallest = max(map(len, column.values())) / 2
+    ax.set(xlim=(0.4, max(column) + 0.6), ylim=(-tallest, tallest))
+    ax.axis("off")

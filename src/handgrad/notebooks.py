@@ -1,0 +1,73 @@
+"""Re-execute notebooks and store the outputs in one normal form: twice changes no byte."""
+
+import os
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+
+
+def accept(paths):
+    """Execute each notebook in a fresh kernel and write it back with the new outputs.
+
+    A notebook that fails stays as it was: the new text replaces the old one whole, or not at all.
+
+    Raises:
+        FileNotFoundError: a path names no notebook.
+        RuntimeError: a cell failed; names the notebook and quotes the error.
+
+    """
+    import nbformat  # of the extra "test": the proofs need neither
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from tqdm import tqdm
+
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such notebook")
+    # As nbval has it: nothing that a compiled library writes to the process's stderr is stored.
+    os.environ |= {"PYTEST_CURRENT_TEST": "accept", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    for path in tqdm(paths, disable=None, unit="notebook"):
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(
+            notebook,
+            timeout=120,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        try:
+            client.execute()
+        except CellExecutionError as failure:
+            raise RuntimeError(
+                f"{path.name}: left as it was, since a cell fails:\n{failure}"
+            ) from None
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(nbformat.writes(normalised(notebook)) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+
+
+def normalised(notebook):
+    """The notebook less everything that differs from run to run or from machine to machine."""
+    notebook.nbformat_minor = 5
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
+    return notebook
+
+
+def _joined(outputs):
+    # The kernel splits what a cell prints into pieces as time will have it.
+    joined = []
+    for output in outputs:
+        before = joined[-1] if joined else {}
+        if output.output_type == "stream" and before.get("name") == output.name:
+            before.text += output.text
+        else:
+            joined.append(output)
+    return joined

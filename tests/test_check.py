@@ -1,0 +1,260 @@
+"""The checker sees what is wrong, blames the right step, and refuses bad input clearly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import handgrad as hg
+from handgrad.check import (
+    GradientMismatch,
+    check_gradient,
+    check_rule,
+    check_steps,
+    tap,
+)
+
+rng = np.random.default_rng(3)
+X, W, B = rng.normal(size=(2, 3, 4)), rng.normal(size=(5, 4)), rng.normal(size=5)
+
+
+def planted(change):
+    def bwd(residuals, dz):
+        return change(*hg.linear_bwd(residuals, dz))
+
+    return bwd
+
+
+WRONG = {
+    "transposed": (lambda dx, dW, db: (dx, dW.T, db), r"dW .*WRONG: expected shape \(5, 4\)"),
+    "scaled": (lambda dx, dW, db: (dx, dW, db / 6), "db .*WRONG: the largest error sits at"),
+    "sign": (lambda dx, dW, db: (-dx, dW, db), "dx .*WRONG"),
+    "one entry": (lambda dx, dW, db: (dx, dW.at[2, 1].add(1e-9), db), r"dW .*sits at \[2, 1\]"),
+    "nan": (lambda dx, dW, db: (dx * jnp.nan, dW, db), "dx .*nan, expected"),
+    "none": (lambda dx, dW, db: (None, dW, db), "dx .*None; expected a gradient"),
+    "too few": (lambda dx, dW, db: (dx, dW), "expected a tuple of 3 cotangents; got 2"),
+    "no tuple": (lambda dx, dW, db: dx, "expected a tuple of 3 cotangents"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_refused_and_the_gradient_named(name):
+    change, message = WRONG[name]
+    with pytest.raises(GradientMismatch, match=message):
+        check_rule(hg.linear, hg.linear_fwd, planted(change), X, W, B)
+
+
+def test_a_right_rule_prints_one_line_a_gradient_and_returns_them(capsys):
+    report = check_rule(hg.linear, hg.linear_fwd, hg.linear_bwd, X, W, B)
+    assert capsys.readouterr().out == f"{report}\n"
+    assert [verdict.name for verdict in report] == ["dx", "dW", "db"]
+    assert all(verdict.right for verdict in report)
+
+
+def test_the_value_of_fwd_is_checked_too():
+    with pytest.raises(GradientMismatch, match="f_fwd returns another value than f"):
+        check_rule(hg.relu, lambda x: (2 * hg.relu(x),) * 2, hg.relu_bwd, X)
+
+
+def test_an_integer_argument_wants_none():
+    with pytest.raises(GradientMismatch, match="dy .*expected None: y is not differentiable"):
+        check_rule(
+            hg.cross_entropy,
+            hg.cross_entropy_fwd,
+            lambda residuals, dl: (hg.cross_entropy_bwd(residuals, dl)[0], dl),
+            hg.softmax(X),
+            np.zeros((2, 3), int),
+        )
+
+
+def test_jax_itself_is_caught_by_the_differences():
+    @jax.custom_jvp
+    def cube(x):
+        return x**3
+
+    cube.defjvp(lambda primals, tangents: (cube(*primals), 2 * primals[0] ** 2 * tangents[0]))
+    with pytest.raises(GradientMismatch, match="yet not differences"):
+        check_rule(cube, lambda x: (cube(x), x), lambda x, dz: (2 * x**2 * dz,), X)
+
+
+def test_a_kink_is_caught():
+    with pytest.raises(GradientMismatch, match="kink"):
+        check_rule(hg.relu, hg.relu_fwd, hg.relu_bwd, np.array([0.0, 1.0, -1.0]))
+
+
+def test_where_jax_gives_nan_it_is_not_the_judge():
+    def naive(z):
+        return jnp.log(jnp.exp(z).sum())
+
+    with pytest.raises(GradientMismatch, match="it cannot judge here"):
+        check_rule(naive, hg.logsumexp_fwd, hg.logsumexp_bwd, np.array([1.0, 1000.0]))
+
+
+def test_a_redefined_helper_is_seen():
+    scale = [1.0]
+
+    def bwd(a, da):
+        return (scale[0] * hg.relu_bwd(a, da)[0],)
+
+    check_rule(hg.relu, hg.relu_fwd, bwd, X)
+    scale[0] = 2.0
+    with pytest.raises(GradientMismatch):
+        check_rule(hg.relu, hg.relu_fwd, bwd, X)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_coarser_dtype_is_judged_by_its_own_digits_and_says_so(dtype, capsys):
+    check_rule(hg.tanh, hg.tanh_fwd, hg.tanh_bwd, jnp.asarray(X, dtype))
+    assert f"to the digits of {dtype}" in capsys.readouterr().out
+    with pytest.raises(GradientMismatch):
+        check_rule(hg.tanh, hg.tanh_fwd, lambda a, da: (da * (1 - a),), jnp.asarray(X, dtype))
+
+
+def test_float32_digits_do_not_pass_in_float64():
+    def bwd(a, da):
+        return (hg.tanh_bwd(a, da)[0].astype("float32").astype("float64"),)
+
+    with pytest.raises(GradientMismatch):
+        check_rule(hg.tanh, hg.tanh_fwd, bwd, X)
+
+
+def test_a_proof_needs_64_bits():
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(RuntimeError, match=r"jax_enable_x64.*True"):
+            check_rule(hg.relu, hg.relu_fwd, hg.relu_bwd, X)
+        check_gradient(2 * X, lambda x: (x**2).sum(), X)
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+def test_anybody_s_numbers(capsys):
+    check_gradient([2.0, 4.0], lambda x: (x**2).sum(), [1.0, 2.0])
+    check_gradient(([2.0, 4.0], 1.0), lambda x, c: (x**2).sum() + c, [1.0, 2.0], 5.0)
+    check_gradient({"w": 2 * X}, lambda p: (p["w"] ** 2).sum(), {"w": X})
+    check_gradient(np.ones(3), lambda z, y: z.sum() * y, np.ones(3), 1)
+    assert "dp['w']" in capsys.readouterr().out
+    with pytest.raises(GradientMismatch, match=r"dx .*sits at \[1\]: 5, expected 4"):
+        check_gradient([2.0, 5.0], lambda x: (x**2).sum(), [1.0, 2.0])
+    with pytest.raises(GradientMismatch, match="expected shape"):
+        check_gradient([[2.0, 4.0]], lambda x: (x**2).sum(), [1.0, 2.0])
+    with pytest.raises(GradientMismatch, match="expected an array of numbers; got a str"):
+        check_gradient("2 x", lambda x: (x**2).sum(), [1.0, 2.0])
+
+
+def test_a_gradient_of_zero_is_not_asked_for_more_digits_than_there_are():
+    z = jnp.asarray(rng.normal(size=7))
+    check_gradient(np.zeros(7), lambda z: hg.softmax(z).sum(), z)
+    with pytest.raises(GradientMismatch):
+        check_gradient(np.full(7, 1e-12), lambda z: hg.softmax(z).sum(), z)
+
+
+@pytest.mark.parametrize(
+    ("call", "problem", "message"),
+    [
+        (lambda: check_gradient([2], lambda x: x.sum(), [1, 2]), TypeError, "x is int64"),
+        (lambda: check_gradient([2.0], lambda x: x, X), TypeError, "expected a scalar loss"),
+        (lambda: check_gradient(X, lambda x, y: (x * y).sum(), X, X), ValueError, "dx, dy"),
+        (lambda: check_steps(lambda x: x.sum(), at=X, dx=X), TypeError, "at: expected a tuple"),
+        (lambda: check_rule(hg.relu, hg.relu_fwd, hg.relu_bwd, X.astype(int)), TypeError, "int64"),
+    ],
+)
+def test_bad_input_is_named(call, problem, message):
+    with pytest.raises(problem, match=message):
+        call()
+
+
+# The two-layer network of notebook 07, step by step.
+SIZES = {"W1": (5, 4), "b1": (5,), "W2": (3, 5), "b2": (3,), "x": (4,)}
+AT = tuple(rng.normal(size=shape) for shape in SIZES.values())
+ORDER = ("do", "dz2", "dW2", "db2", "da1", "dz1", "dW1", "db1")
+
+
+def loss(W1, b1, W2, b2, x):
+    z1 = tap("z1", W1 @ x + b1)
+    a1 = tap("a1", hg.relu(z1))
+    z2 = tap("z2", W2 @ a1 + b2)
+    o = tap("o", hg.softmax(z2))
+    return -jnp.log(o[1])
+
+
+def steps(*planted):
+    W1, b1, W2, b2, x = AT
+    d = {}
+
+    def step(name, value):
+        d[name] = value + 0.5 if name in planted else value
+        return d[name]
+
+    z1 = W1 @ x + b1
+    a1 = np.maximum(z1, 0)
+    o = np.asarray(hg.softmax(W2 @ a1 + b2))
+    do = step("do", -np.eye(3)[1] / o)
+    dz2 = step("dz2", (np.diag(o) - np.outer(o, o)) @ do)
+    step("dW2", np.outer(dz2, a1))
+    step("db2", dz2)
+    da1 = step("da1", W2.T @ dz2)
+    dz1 = step("dz1", (z1 > 0) * da1)
+    step("dW1", np.outer(dz1, x))
+    step("db1", dz1)
+    return d
+
+
+def test_right_steps_are_right(capsys):
+    check_steps(loss, at=AT, **steps())
+    assert capsys.readouterr().out.count("right\n") == len(ORDER)
+    assert float(loss(*AT)) > 0, "outside a check, tap is the identity"
+
+
+@pytest.mark.parametrize("first", ORDER)
+@pytest.mark.parametrize("second", ORDER)
+def test_only_the_wrong_steps_are_blamed_and_the_first_is_named(first, second):
+    with pytest.raises(GradientMismatch) as mismatch:
+        check_steps(loss, at=AT, **steps(first, second))
+    *lines, mend = str(mismatch.value).splitlines()
+    blamed = {line.split()[0] for line in lines if "WRONG" in line}
+    assert blamed == {first, second}
+    assert mend == f"Mend {min(first, second, key=ORDER.index)} first."
+    for line in lines[: min(map(ORDER.index, (first, second)))]:
+        assert line.endswith("right")
+
+
+def test_a_later_step_is_right_given_the_reader_s_own():
+    with pytest.raises(GradientMismatch, match=r"(?s)dz2 .*WRONG.*dW1 .*right given your dz2"):
+        check_steps(loss, at=AT, **steps("dz2"))
+
+
+def test_steps_left_out_fan_out_trees_and_a_jitted_loss():
+    d = steps()
+    check_steps(loss, at=AT, dz1=d["dz1"], dW2=d["dW2"])
+
+    @jax.jit
+    def twice(p):
+        s = tap("s", p["w"] * p["v"])
+        return (s * s + jnp.sin(s)).sum()
+
+    w, v = rng.normal(size=3), rng.normal(size=3)
+    twice({"w": w, "v": v})  # traced before it is checked
+    ds = 2 * w * v + np.cos(w * v)
+    check_steps(twice, at=({"w": w, "v": v},), ds=ds, dp={"w": ds * v, "v": ds * w})
+    with pytest.raises(GradientMismatch, match="ds .*WRONG"):  # one branch overwrites the other
+        check_steps(twice, at=({"w": w, "v": v},), ds=np.cos(w * v))
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda x: tap("a", tap("a", x)).sum(), "tap 'a': used twice"),
+        (lambda x: tap("x", x).sum(), "tap 'x': the name of an argument"),
+        (lambda x: tap("b", x).sum(), "da: no such step; loss has db, dx"),
+        (lambda x: jax.vmap(lambda t: tap("a", t) ** 2)(x).sum(), "stands inside vmap, scan"),
+        (
+            lambda x: jax.lax.scan(lambda c, t: (c + tap("a", t), None), 0.0, x)[0],
+            "stands inside vmap, scan",
+        ),
+    ],
+)
+def test_taps_are_checked(f, message):
+    with pytest.raises(ValueError, match=message):
+        check_steps(f, at=(np.ones(3),), da=np.ones(3))
+    hg.check_gradient(np.ones(3), lambda x: tap("a", x).sum(), np.ones(3))  # nothing stays behind

@@ -1,0 +1,146 @@
+"""The collection holds together: notebooks, modules, catalog and README agree with one another."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import handgrad
+from handgrad.catalog import LAYERS, table
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MODULES = sorted((ROOT / "src" / "handgrad").glob("*.py"))
+EQUATION = re.compile(r"\((\d+\.\d+)\)")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def prose(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def tags():
+    return {tag for path in NOTEBOOKS for tag in re.findall(r"\\tag\{(\d+\.\d+)\}", prose(path))}
+
+
+@each_notebook
+def test_a_notebook_is_executed_stored_and_tidy(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any(cell.outputs for cell in code)
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags"}
+        assert cell.source.strip(), "an empty cell"
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 30
+        assert max(map(len, cell.source.splitlines())) <= 88, "a line too long for paper"
+        marked = "raises-exception" in cell.metadata.get("tags", [])
+        for output in cell.outputs:
+            assert output.output_type != "error" or marked
+            assert output.get("name") != "stderr"
+            assert not re.search(r"at 0x|/home|/tmp|/usr|/root", str(output.get("text", "")))
+            assert not re.search(r"at 0x", output.get("data", {}).get("text/plain", ""))
+
+
+@each_notebook
+def test_a_notebook_has_its_parts(path):
+    text = prose(path)
+    for part in ("**You will be able to**", "**You need**", "**Takeaway.**", "## Further reading"):
+        assert part in text, part
+    if path.stem[:2] != "00":
+        assert re.search(rf"^# {int(path.stem[:2])}\. ", text, re.M)
+    kinds = re.findall(r"### Exercise \d+\.\d+ \((.*?)\)", text)
+    assert {"by hand", "derive and code", "find the bug"} <= set(kinds)
+    cells = nbformat.read(path, as_version=4).cells
+    solved = sum("solution" in c.metadata.get("tags", []) for c in cells)
+    begun = sum(c.source.count("### BEGIN SOLUTION") for c in cells)
+    assert begun == sum(c.source.count("### END SOLUTION") for c in cells)
+    assert begun + solved >= len(kinds) >= 3
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda path: path.name,
+)
+def test_every_link_and_image_leads_somewhere(path):
+    text = prose(path) if path.suffix == ".ipynb" else path.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```|\$[^$\n]+\$", "", text)):
+        if not target.startswith(("http", "#")):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@each_notebook
+def test_equation_numbers_are_unique_in_order_and_resolve(path):
+    text = prose(path)
+    own = re.findall(r"\\tag\{(\d+\.\d+)\}", text)
+    chapter = str(int(path.stem[:2]))
+    assert own == [f"{chapter}.{i}" for i in range(1, len(own) + 1)]
+    without_headings = re.sub(r"(?m)^#.*$", "", text)
+    assert set(EQUATION.findall(without_headings)) <= tags()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_an_equation_cited_in_a_module_is_derived_in_its_notebook(path):
+    source = path.read_text("utf-8")
+    cited = set(EQUATION.findall(source))
+    assert cited <= tags()
+    chapters = {int(n) for n in re.findall(r"notebooks/(\d\d)_\w+\.ipynb", source.split('"""')[1])}
+    assert {int(number.split(".")[0]) for number in cited} <= chapters
+    for name in re.findall(r"notebooks/\w+\.ipynb", source):
+        assert (ROOT / name).exists()
+
+
+def test_every_public_triple_has_its_row_and_every_row_its_notebook():
+    triples = {name.removesuffix("_bwd") for name in vars(handgrad) if name.endswith("_bwd")}
+    assert triples == {layer.name for layer in LAYERS}
+    for layer in LAYERS:
+        for function, suffix in ((layer.f, ""), (layer.f_fwd, "_fwd"), (layer.f_bwd, "_bwd")):
+            assert function is getattr(handgrad, layer.name + suffix)
+            assert function.__name__ == layer.name + suffix
+        path = ROOT / "notebooks" / f"{layer.notebook}.ipynb"
+        code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        proof = rf"check_rule\(\s*{layer.name},\s*{layer.name}_fwd,\s*{layer.name}_bwd"
+        assert any(re.search(proof, source) for source in code), f"{layer.name} is not proved"
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+def test_each_gradient_of_a_rule_has_its_equation(layer):
+    source = inspect.getsource(layer.f_bwd)
+    names = re.findall(r"return \(?(.*?),?\)?$", source, re.M)[-1].split(", ")
+    for name in names:
+        if name != "None":
+            assert re.search(rf"^ +{name} = .*# \(\d+\.\d+\)$", source, re.M), name
+
+
+def test_the_readme_s_table_is_the_catalog():
+    assert table() in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_gate_runs_the_readme_s_test_command():
+    commands = re.findall(
+        r"(?m)^python -m pip install .*$", (ROOT / "README.md").read_text("utf-8")
+    )
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_the_checker_knows_no_layer():
+    imports = re.findall(r"(?m)^ *(?:from|import) (handgrad\S*)", inspect.getsource(handgrad.check))
+    assert imports == []
+
+
+def test_sources_and_notebooks_are_formatted_and_linted():
+    for command in (["check"], ["format", "--check"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
