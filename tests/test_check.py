@@ -57,7 +57,7 @@ def test_the_value_of_fwd_is_checked_too():
 
 
 def test_an_integer_argument_wants_none():
-    with pytest.raises(GradientMismatch, match="dy .*expected None: y is not differentiable"):
+    with pytest.raises(GradientMismatch, match=r"dy .*expected None: y is not differentiable"):
         check_rule(
             hg.cross_entropy,
             hg.cross_entropy_fwd,
@@ -237,7 +237,7 @@ def test_steps_left_out_fan_out_trees_and_a_jitted_loss():
     twice({"w": w, "v": v})  # traced before it is checked
     ds = 2 * w * v + np.cos(w * v)
     check_steps(twice, at=({"w": w, "v": v},), ds=ds, dp={"w": ds * v, "v": ds * w})
-    with pytest.raises(GradientMismatch, match="ds .*WRONG"):  # one branch overwrites the other
+    with pytest.raises(GradientMismatch, match=r"ds .*WRONG"):  # one branch overwrites the other
         check_steps(twice, at=({"w": w, "v": v},), ds=np.cos(w * v))
 
 
