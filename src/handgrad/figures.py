@@ -4,6 +4,8 @@ Inputs are blue, parameters green, cotangents orange, mistakes red: four colours
 palette, which colour-blind readers tell apart and which differ in grey print.
 """
 
+import ast
+import inspect
 import json
 import re
 import textwrap
@@ -110,4 +112,60 @@ def collection_map(ax, folder):
                 )
     tallest = max(map(len, column.values())) / 2
     ax.set(xlim=(0.4, max(column) + 0.6), ylim=(-tallest, tallest))
+    ax.axis("off")
+
+
+def execution_trace(ax, forward, parameters=()):
+    """Draw the execution trace of a straight-line forward pass, read from its source.
+
+    Every statement is `value = function(arguments)`. The chain runs from left to right; what else a
+    function takes, parameters in green, hangs below its value. Dashed orange arrows carry the
+    cotangents back.
+
+    Raises:
+        ValueError: a statement is not of that form.
+    """
+    tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+    inputs = [argument.arg for argument in tree.args.args]
+    place, edges, chain = {}, [], []
+    for statement in tree.body:
+        if isinstance(statement, ast.Return) or isinstance(
+            getattr(statement, "value", 0), ast.Constant
+        ):
+            continue
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)):
+            raise ValueError(
+                f"forward: expected value = function(...); got {ast.unparse(statement)}"
+            )
+        value, call = statement.targets[0].id, statement.value
+        sources = [argument.id for argument in call.args]
+        if not chain:
+            chain.append(sources[0])
+            place[sources[0]] = (0.0, 0.0)
+        chain.append(value)
+        place[value] = (1.7 * (len(chain) - 1), 0.0)
+        hanging = [source for source in sources if source not in place]
+        for i, source in enumerate(hanging):
+            place[source] = (place[value][0] + 0.8 * (i - (len(hanging) - 1) / 2), -1.3)
+        edges += [(source, value, ast.unparse(call.func)) for source in sources]
+    circles = {}
+    for name, (x, y) in place.items():
+        color = PARAMETER if name in parameters else INPUT if name in inputs else "0.35"
+        circles[name] = patches.Circle((x, y), 0.3, fc="white", ec=color, lw=1.6, zorder=2)
+        ax.add_patch(circles[name])
+        label = re.sub(r"^([A-Za-z]+)(\d+)$", r"$\1_\2$", name)
+        label = label if label != name else f"${name}$"
+        ax.text(x, y, label, ha="center", va="center", zorder=3)
+    for source, value, function in edges:
+        ends = {"patchA": circles[source], "patchB": circles[value]}
+        forth = {"arrowstyle": "-|>", "color": "0.35", **ends}
+        ax.annotate("", place[value], place[source], arrowprops=forth)
+        if place[source][1] == 0:
+            middle = (place[source][0] + place[value][0]) / 2
+            ax.text(middle, 0.1, function, ha="center", va="bottom", fontsize=6.5)
+        if source in parameters or place[source][1] == 0:
+            curve = f"arc3,rad={0.55 if place[source][1] == 0 else 0.35}"
+            back = {"arrowstyle": "-|>", "color": COTANGENT, "ls": "--", "connectionstyle": curve}
+            ax.annotate("", place[source], place[value], arrowprops=back | ends)
+    ax.set(xlim=(-0.5, 1.7 * (len(chain) - 1) + 0.5), ylim=(-1.7, 1.0), aspect="equal")
     ax.axis("off")
