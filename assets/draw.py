@@ -1,4 +1,4 @@
-"""Draw the figures of this folder again: python assets/draw.py. The same code gives the same bytes."""
+"""Draw the figures of this folder again, byte for byte: python assets/draw.py."""
 
 from pathlib import Path
 

@@ -67,6 +67,18 @@ def test_an_integer_argument_wants_none():
         )
 
 
+def test_the_random_cotangent_is_not_what_the_reader_drew():
+    def factors_swapped(residuals, dz):
+        x, W = residuals
+        return dz @ W, x.T @ dz, dz.sum(axis=0)  # x.T @ x is symmetric, were dz the same as x
+
+    for seed in range(3):
+        draw = np.random.default_rng(seed).normal
+        x, W, b = draw(size=(3, 4)), draw(size=(4, 4)), draw(size=4)
+        with pytest.raises(GradientMismatch, match=r"dW .*WRONG"):
+            check_rule(hg.linear, hg.linear_fwd, factors_swapped, x, W, b)
+
+
 def test_jax_itself_is_caught_by_the_differences():
     @jax.custom_jvp
     def cube(x):

@@ -198,7 +198,8 @@ def prove(f, f_fwd, f_bwd, draws, **hyper):
     which = _float_arguments(names, draws[0])
     # A fresh jit at every call: a cached trace would not see a helper that was redefined.
     oracles = jax.jit(lambda *operands: _oracles(f, f_fwd, f_bwd, hyper, which, *operands))
-    rng = np.random.default_rng(0)
+    # A seed that no reader draws the arguments with: dz equal to x would hide a transpose.
+    rng = np.random.default_rng([8, 20231120])
     found = {}
     for args in draws:
         precise = tuple(_as_float64(arg) if i in which else arg for i, arg in enumerate(args))
