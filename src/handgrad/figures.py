@@ -133,7 +133,13 @@ def execution_trace(ax, forward, parameters=()):
             getattr(statement, "value", 0), ast.Constant
         ):
             continue
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)):
+        if not (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Name)
+            and isinstance(statement.value, ast.Call)
+            and statement.value.args
+            and all(isinstance(argument, ast.Name) for argument in statement.value.args)
+        ):
             raise ValueError(
                 f"forward: expected value = function(...); got {ast.unparse(statement)}"
             )
@@ -166,6 +172,7 @@ def execution_trace(ax, forward, parameters=()):
         if source in parameters or place[source][1] == 0:
             curve = f"arc3,rad={0.55 if place[source][1] == 0 else 0.35}"
             back = {"arrowstyle": "-|>", "color": COTANGENT, "ls": "--", "connectionstyle": curve}
+            ends = {"patchA": circles[value], "patchB": circles[source]}
             ax.annotate("", place[source], place[value], arrowprops=back | ends)
     ax.set(xlim=(-0.5, 1.7 * (len(chain) - 1) + 0.5), ylim=(-1.7, 1.0), aspect="equal")
     ax.axis("off")
