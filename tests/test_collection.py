@@ -125,6 +125,14 @@ def test_the_readme_s_table_is_the_catalog():
     assert table() in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_the_readme_s_examples_run(capsys):
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert "dW  (3, 2)  right" in capsys.readouterr().out
+
+
 def test_the_gate_runs_the_readme_s_test_command():
     commands = re.findall(
         r"(?m)^python -m pip install .*$", (ROOT / "README.md").read_text("utf-8")

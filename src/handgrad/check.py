@@ -334,7 +334,7 @@ def _compare_leaf(name, mine, theirs, noise, agree):
 
 
 def _noise(value, arg):
-    # A rounding of the loss, seen through a step of the argument's size, looks like this slope.
+    # (8.8): a rounding of the loss, seen over the argument's size, looks like this slope.
     leaves = [np.asarray(leaf) for leaf in tree_leaves((value, arg))]
     eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves if _is_float(leaf)), default=0.0)
     return 8 * eps * abs(float(value)) / float(_size(arg))
