@@ -1,5 +1,7 @@
 """The checker sees what is wrong, blames the right step, and refuses bad input clearly."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +28,11 @@ def planted(change):
 
 
 WRONG = {
-    "transposed": (lambda dx, dW, db: (dx, dW.T, db), r"dW .*WRONG: expected shape \(5, 4\)"),
-    "scaled": (lambda dx, dW, db: (dx, dW, db / 6), "db .*WRONG: the largest error sits at"),
-    "sign": (lambda dx, dW, db: (-dx, dW, db), "dx .*WRONG"),
-    "one entry": (lambda dx, dW, db: (dx, dW.at[2, 1].add(1e-9), db), r"dW .*sits at \[2, 1\]"),
-    "nan": (lambda dx, dW, db: (dx * jnp.nan, dW, db), "dx .*nan, expected"),
+    "transposed": (lambda dx, dW, db: (dx, dW.T, db), r"dW .*shape \(5, 4\); transposed"),
+    "scaled": (lambda dx, dW, db: (dx, dW, db / 6), "db .*WRONG: off by the constant factor 1/6"),
+    "sign": (lambda dx, dW, db: (-dx, dW, db), "dx .*WRONG: its sign is flipped"),
+    "one entry": (lambda dx, dW, db: (dx, dW.at[2, 1].add(1e-9), db), r"no known .*at \[2, 1\]"),
+    "nan": (lambda dx, dW, db: ((dx - dx) / (dx - dx), dW, db), "dx .*nan at .*in a division"),
     "none": (lambda dx, dW, db: (None, dW, db), "dx .*None; expected a gradient"),
     "too few": (lambda dx, dW, db: (dx, dW), "expected a tuple of 3 cotangents; got 2"),
     "no tuple": (lambda dx, dW, db: dx, "expected a tuple of 3 cotangents"),
@@ -218,8 +220,7 @@ def test_right_steps_are_right(capsys):
     assert float(loss(*AT)) > 0, "outside a check, tap is the identity"
 
 
-@pytest.mark.parametrize("first", ORDER)
-@pytest.mark.parametrize("second", ORDER)
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations_with_replacement(ORDER, 2)])
 def test_only_the_wrong_steps_are_blamed_and_the_first_is_named(first, second):
     with pytest.raises(GradientMismatch) as mismatch:
         check_steps(loss, at=AT, **steps(first, second))

@@ -1,0 +1,77 @@
+"""Anybody's arguments: their names, and which of them are differentiable."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_leaves, tree_map
+
+
+def is_float(leaf):
+    """Whether a leaf is differentiable."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def as_float64(arg):
+    """The argument with its float leaves in float64."""
+    return tree_map(lambda a: jnp.asarray(a, "float64") if is_float(a) else a, arg)
+
+
+def as_arrays(arg):
+    """The argument with arrays for leaves: a list of numbers is an array, one of arrays a tree."""
+    if isinstance(arg, list) and not any(hasattr(leaf, "dtype") for leaf in tree_leaves(arg)):
+        arg = np.asarray(arg)
+    return tree_map(jnp.asarray, arg)
+
+
+def argument_names(f, args):
+    """The names of f's parameters, one for each of args."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [p.name for p in parameters if p.kind in positional]
+    return [named[i] if i < len(named) else f"arg{i}" for i in range(len(args))]
+
+
+def float_arguments(names, args):
+    """The places of the differentiable arguments.
+
+    Raises:
+        TypeError: there is none.
+
+    """
+    which = tuple(i for i, arg in enumerate(args) if any(map(is_float, tree_leaves(arg))))
+    if not which:
+        kinds = ", ".join(
+            f"{n} is {jnp.result_type(*tree_leaves(a))}" for n, a in zip(names, args, strict=True)
+        )
+        raise TypeError(f"expected a float argument to differentiate by; {kinds or 'got none'}")
+    return which
+
+
+def put(args, which, floats):
+    """The arguments, with others for those of the places `which`."""
+    full = list(args)
+    for i, value in zip(which, floats, strict=True):
+        full[i] = value
+    return full
+
+
+def scalar(f):
+    """The function f, refused with a TypeError where its value is not one number."""
+
+    def checked(*args):
+        value = f(*args)
+        if jnp.shape(value) != ():
+            raise TypeError(f"expected a scalar loss; got shape {jnp.shape(value)}")
+        return value
+
+    return checked
+
+
+# What runs once is not worth the compiler's effort to make it fast.
+once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -1,0 +1,135 @@
+"""Judge an array against the true one.    Derivation: notebooks/08_checking.ipynb"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_structure
+
+from handgrad.check.arrays import is_float
+from handgrad.check.mistakes import Evidence, diagnose
+from handgrad.check.report import Verdict
+
+# Relative to the largest entry. Rounding leaves some hundred machine epsilons; a mistake, far more.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+class Judge(NamedTuple):
+    """What the comparison of one gradient needs besides the two arrays.
+
+    noise is the floor (8.8); agree what to say of a right one; evidence(leaf) what is known of a
+    wrong one, as keywords of Evidence; born(which) the operation that made a NaN or an infinity,
+    in "hand" or in "JAX".
+    """
+
+    noise: float
+    agree: str
+    evidence: object = lambda leaf: {}
+    born: object = lambda which: None
+
+
+def compare(name, mine, theirs, judge):
+    """The Verdicts of a gradient, one a leaf; the leaves of a tree are named by their path."""
+    leaves, tree = tree_flatten_with_path(theirs)
+    shape = leaves[0][1].shape if len(leaves) == 1 else ()
+    if mine is None:
+        return [Verdict(name, shape, False, "None; expected a gradient", ("missing",))]
+    if len(leaves) == 1 and not leaves[0][0]:
+        return [compare_leaf(name, mine, theirs, judge)]
+    if tree_structure(mine) != tree:
+        words = f"expected the structure {tree}; got {tree_structure(mine)}"
+        return [Verdict(name, (), False, words, ("structure",))]
+    return [
+        compare_leaf(name + keystr(path), m, t, judge, leaf)
+        for leaf, (m, (path, t)) in enumerate(zip(tree_leaves(mine), leaves, strict=True))
+    ]
+
+
+def compare_leaf(name, mine, theirs, judge, leaf=0):
+    """The Verdict of one array."""
+    theirs, kind = np.asarray(theirs), type(mine).__name__
+    try:
+        mine = np.asarray(mine)
+        dtype = mine.dtype if str(mine.dtype) in TOLERANCE else np.dtype("float64")
+        mine = mine.astype("float64")
+    except (TypeError, ValueError):
+        words = f"expected an array of numbers; got a {kind}"
+        return Verdict(name, theirs.shape, False, words, ("dtype",))
+    coarser = max((str(dtype), str(theirs.dtype)), key=TOLERANCE.__getitem__)
+    theirs = theirs.astype("float64")
+    agree = judge.agree if coarser == "float64" else f"{judge.agree}, to the digits of {coarser}"
+    wrong = partial(Verdict, name, mine.shape, False)
+    if not np.isfinite(theirs).all():
+        where = _first(~np.isfinite(theirs))
+        words = f"JAX's own gradient is {theirs[where]}{_at(where)}{_born(judge.born('JAX'))}"
+        return wrong(f"{words}: it cannot judge here", ("JAX",))
+    if not np.isfinite(mine).all():
+        where = _first(~np.isfinite(mine))
+        value, kind = mine[where], "NaN" if np.isnan(mine[where]) else "inf"
+        expected = f"; expected {theirs[where]:.4g}" if mine.shape == theirs.shape else ""
+        return wrong(f"{value}{_at(where)}{_born(judge.born('hand'))}{expected}", (kind,))
+
+    def close(a, b):
+        largest = np.abs(b).max(initial=0.0)
+        return bool((np.abs(a - b) <= TOLERANCE[coarser] * largest + judge.noise).all())
+
+    if mine.shape == theirs.shape and close(mine, theirs):
+        return Verdict(name, mine.shape, True, agree)
+    evidence = Evidence(close, **judge.evidence(leaf))
+    mistakes, words = diagnose(name, mine, theirs, evidence)
+    if mine.shape != theirs.shape:
+        expected = f"expected shape {theirs.shape}"
+        return wrong(f"{expected}; {words}" if words else expected, mistakes or ("shape",))
+    if not words:
+        where = np.unravel_index(np.abs(mine - theirs).argmax(), mine.shape)
+        words = f"no known mistake; the largest error sits{_at(where)}: "
+        words += f"{mine[where]:.4g}, expected {theirs[where]:.4g}"
+    return wrong(words, mistakes)
+
+
+def right(*operands):
+    """Whether compare(*operands) finds no fault."""
+    return all(verdict.right for verdict in compare(*operands))
+
+
+def noise(value, arg):
+    """The slope that a rounding of the loss looks like, seen over the argument's size, (8.8)."""
+    leaves = [np.asarray(leaf) for leaf in tree_leaves((value, arg)) if is_float(leaf)]
+    eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
+    return 8 * eps * abs(float(value)) / float(size(arg))
+
+
+def size(arg):
+    """The root mean square of an argument's entries; 1 where there is none but zeros."""
+    leaves = [jnp.ravel(leaf) for leaf in tree_leaves(arg) if is_float(leaf)]
+    if not leaves or not sum(leaf.size for leaf in leaves):
+        return 1.0
+    square = jnp.mean(jnp.concatenate(leaves).astype(float) ** 2)
+    return jnp.where(square > 0, jnp.sqrt(square), 1.0)
+
+
+def _first(mask):
+    return tuple(map(int, np.argwhere(mask)[0]))
+
+
+def _at(where):
+    return f" at {list(map(int, where))}" if where else ""
+
+
+_OPERATIONS = {
+    "div": "a division",
+    "log": "a logarithm",
+    "exp": "an exponential",
+    "mul": "a product, 0 times infinity",
+    "sub": "a difference, infinity less infinity",
+    "sqrt": "a square root",
+    "rsqrt": "a square root",
+    "pow": "a power",
+    "integer_pow": "a power",
+    "dot_general": "a matrix product",
+}
+
+
+def _born(operation):
+    return f", born in {_OPERATIONS.get(operation, operation)}" if operation else ""

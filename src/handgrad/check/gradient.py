@@ -1,0 +1,50 @@
+"""Anybody's numbers against jax.grad."""
+
+from functools import cache
+
+import jax
+
+from handgrad.check.arrays import argument_names, as_arrays, float_arguments, once, put, scalar
+from handgrad.check.compare import Judge, compare, noise
+from handgrad.check.forks import birth_of_nan
+from handgrad.check.report import Report
+from handgrad.check.variants import Operands, Suspects
+
+
+def check_gradient(hand, f, /, *args):
+    """Compare numbers with jax.grad of the scalar function f at args.
+
+    hand is one gradient for each float argument (a tuple or list of them), or the gradient itself
+    where there is but one. Lists, NumPy and JAX arrays, and trees of them, are welcome.
+
+    Raises:
+        GradientMismatch: a gradient is wrong.
+        TypeError: f is not scalar, or no argument is differentiable.
+        ValueError: hand does not hold one gradient for each float argument.
+
+    """
+    args = tuple(as_arrays(arg) for arg in args)
+    names = argument_names(f, args)
+    which = float_arguments(names, args)
+    if len(which) == 1 and not (isinstance(hand, tuple) and len(hand) == 1):
+        hand = (hand,)
+    if not isinstance(hand, tuple | list) or len(hand) != len(which):
+        got = len(hand) if isinstance(hand, tuple | list) else 1
+        wanted = ", ".join("d" + names[i] for i in which)
+        raise ValueError(f"hand: expected {len(which)} gradients ({wanted}); got {got}")
+    gradient = jax.value_and_grad(scalar(f), argnums=which)
+    value, true = once(gradient)(*args)
+    others = [arg for i, arg in enumerate(args) if i not in which]
+    rest = [i for i in range(len(args)) if i not in which]
+
+    def total(at):
+        return f(*put(put(args, which, at.floats), rest, at.others))
+
+    at = Operands([args[i] for i in which], others, {}, {}, {})
+    suspects = Suspects(total, at, lambda at: {})
+    born = cache(lambda who: birth_of_nan(gradient, *args) if who == "JAX" else None)
+    verdicts = []
+    for j, (i, mine, theirs) in enumerate(zip(which, hand, true, strict=True)):
+        judge = Judge(noise(value, args[i]), "matches jax.grad", suspects.of_argument(j), born)
+        verdicts += compare("d" + names[i], mine, theirs, judge)
+    return Report(verdicts).conclude()

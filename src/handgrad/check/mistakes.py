@@ -1,0 +1,271 @@
+"""Name the mistake in a wrong gradient.    Explained in notebooks/08_checking.ipynb
+
+A classic mistake turns the right gradient into another, predictable array. So each hypothesis here
+computes that array, and where the hand has computed the same, to the digits of its dtype, the
+mistake has a name. Nothing here looks at how the gradient was written.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Mistake(NamedTuple):
+    """A classic mistake: its name, and the sentence that says how to mend it."""
+
+    name: str
+    words: str
+
+
+class Alternative(NamedTuple):
+    """The array that would have come out, had these mistakes been made."""
+
+    mistakes: tuple
+    value: np.ndarray
+
+
+class Evidence(NamedTuple):
+    """What a checker knows of a wrong gradient besides the two arrays; what it can't know is empty.
+
+    close(a, b) says whether two arrays agree to the digits of their dtype; counts are the sizes
+    that an N may stand for; alternatives() are what mistakes would have given, and mended() pairs
+    of a mistake and what the hand gives without it; at_a_kink(places) says whether the loss has two
+    slopes there. The last three, for a norm: the input, the layer on any input, and dz.
+    """
+
+    close: Callable
+    counts: tuple = ()
+    alternatives: Callable = tuple
+    mended: Callable = tuple
+    at_a_kink: Callable = lambda places: False
+    argument: np.ndarray | None = None
+    forward: Callable | None = None
+    upstream: np.ndarray | None = None
+
+
+def diagnose(name, hand, true, evidence):
+    """The mistakes that turn the gradient `true` into `hand`: a tuple of names, and a sentence.
+
+    The names are empty, and the sentence too, when no known mistake fits. Where different mistakes
+    would give the same array, both are named.
+    """
+    if not np.isfinite(hand).all():
+        return (), ""
+    fits = []
+    for alternative in itertools.chain(
+        [Alternative((), true)], _of_a_norm(hand, true, evidence), evidence.alternatives()
+    ):
+        if alternative.mistakes and _same(alternative.value, true, evidence):
+            continue  # made here, it would change nothing
+        for mistakes, value, mine in _rearranged(name, hand, alternative.value, evidence):
+            plain = not alternative.mistakes and not mistakes
+            factor = _factor(mine, value, evidence, anything=plain)
+            if factor is not None:
+                made = (*alternative.mistakes, *mistakes, *_named(factor, evidence.counts))
+                if 1 <= len(made) <= 2:
+                    fits.append(made)
+    fits += _in_part(hand, true, evidence)
+    fits += [(mistake,) for mistake, value in evidence.mended() if _same(value, true, evidence)]
+    if not fits:
+        return (), ""
+    fewest = min(map(len, fits))
+    sentences = {"; and ".join(m.words for m in made): made for made in fits if len(made) == fewest}
+    names = dict.fromkeys(m.name for made in sentences.values() for m in made)
+    return tuple(names), ". Or: ".join(list(sentences)[:3])
+
+
+def _same(a, b, evidence):
+    return a.shape == b.shape and evidence.close(a, b)
+
+
+def _factor(hand, value, evidence, anything):
+    # The constant c with hand = c * value, or None; any c or one that a mistake is known to make.
+    if hand.shape != value.shape or not np.isfinite(value).all():
+        return None
+    square = (value * value).sum()
+    if not square:
+        return None
+    c = (hand * value).sum() / square
+    if not c or not evidence.close(hand, c * value):
+        return None
+    # one number alone is always a multiple of another
+    known = any(abs(abs(c) - k) <= 1e-6 * k for k in _famous(evidence.counts))
+    return c if known or (anything and np.count_nonzero(value) > 1) else None
+
+
+def _famous(counts):
+    yield from (1, 2, 1 / 2)
+    for n in counts:
+        yield from (n, 1 / n)
+        if n > 2:
+            yield n / (n - 1)
+
+
+def _named(c, counts):
+    sign = [Mistake("sign", "its sign is flipped")] if c < 0 else []
+    size = abs(c)
+    if abs(size - 1) <= 1e-6:
+        return tuple(sign)
+    reasons = []
+    if abs(size - 2) <= 1e-6:
+        reasons.append("a factor 1/2 is missing, or a 2 stands twice")
+    if abs(size - 0.5) <= 1e-6:
+        reasons.append("the 2 of a square is missing, or one of two equal terms")
+    for n in sorted(set(counts)):
+        if n > 1 and abs(size - n) <= 1e-6 * n:
+            reasons.append(f"the 1/N of a mean is missing, N = {n}")
+        if n > 1 and abs(size - 1 / n) <= 1e-6 / n:
+            reasons.append(f"a mean was taken twice, or in place of a sum, N = {n}")
+        if n > 2 and abs(size - n / (n - 1)) <= 1e-6:
+            reasons.append(f"n - 1 stands for n = {n} (Bessel's correction)")
+    number = f"1/{1 / size:.4g}" if reasons and size < 1 else f"{size:.4g}"
+    why = ": " + " or ".join(reasons) if reasons else ""
+    return *sign, Mistake("factor", f"off by the constant factor {number}{why}")
+
+
+def _rearranged(name, hand, value, evidence):
+    # (mistakes, what the hand should be a multiple of, the hand or its sum)
+    yield (), value, hand
+    shape = hand.shape
+    if hand.size == value.size:
+        seen = [value]
+        for mistake, other in _orders(name, value, shape):
+            if other.shape == shape and not any(_same(other, s, evidence) for s in seen):
+                seen.append(other)
+                yield (mistake,), other, hand
+        if shape != value.shape and not any(s.shape == shape for s in seen[1:]):
+            words = f"right values in the wrong shape: expected {value.shape}"
+            yield (Mistake("shape", words),), value.reshape(shape), hand
+    elif hand.ndim <= 5:
+        for axes in _subsets(range(hand.ndim)):
+            reduced = hand.sum(axis=axes)
+            if np.squeeze(value).shape == np.squeeze(reduced).shape:
+                leading = axes == tuple(range(len(axes))) and hand.ndim > value.ndim
+                yield (_not_summed(name, axes, leading),), value, reduced.reshape(value.shape)
+
+
+def _not_summed(name, axes, leading):
+    over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
+    what = name.removeprefix("d")
+    if leading:
+        words = f"the batch axis was not summed: {what} serves every example, so sum over {over}"
+        return Mistake("batch", words)
+    words = f"a broadcast was not summed: {what} was repeated, so sum over {over}"
+    return Mistake("broadcast", words)
+
+
+def _orders(name, value, shape):
+    if value.ndim > 1:
+        swapped = "swap the factors of the product" if value.ndim == 2 else "its last two axes"
+        yield Mistake("transposed", f"transposed: {swapped}"), np.swapaxes(value, -1, -2)
+        column_major = Mistake(
+            "column-major", "flattened column-major: reshape it row by row, order='C'"
+        )
+        yield column_major, value.reshape(-1).reshape(shape, order="F")
+        yield column_major, value.reshape(-1, order="F").reshape(shape)
+        for axes in itertools.permutations(range(value.ndim)) if value.ndim < 5 else ():
+            words = f"its axes are permuted: they stand in the order {axes}"
+            yield Mistake("permuted", words), np.transpose(value, axes)
+    for axes in _subsets(range(min(value.ndim, 4))):
+        over = " and ".join(map(str, axes))
+        yield Mistake("reversed", f"reversed along axis {over}"), np.flip(value, axes)
+
+
+def _subsets(items):
+    items = tuple(items)
+    for n in range(1, len(items) + 1):
+        yield from itertools.combinations(items, n)
+
+
+def _in_part(hand, true, evidence):
+    # Mistakes that leave some entries right.
+    if hand.shape != true.shape or not hand.size:
+        return
+    scale = np.abs(true).max()
+    wrong = np.abs(hand - true) > 1e-9 * scale
+    if not wrong.any():
+        wrong = hand != true
+    share = wrong.mean()
+    relative = np.abs(hand - true).max() / scale if scale else np.inf
+    if relative < 1e-6 and share >= 0.5:
+        yield (Mistake("float32", "right to float32 only: find the array that is not float64"),)
+    places = [tuple(map(int, place)) for place in np.argwhere(wrong)]
+    where = ", ".join(str(list(place)) for place in places[:3]) + (", ..." if places[3:] else "")
+    if 0 < share <= 0.5:
+        if evidence.at_a_kink(places[:16]):
+            words = f"right except at a kink or a tie, {where}: there the slope is a choice"
+            yield (Mistake("kink", words),)
+        elif not true[wrong].any():
+            words = f"right except at {where}, where it must be 0: a masked or padded place"
+            yield (Mistake("masked", words),)
+        elif not hand[wrong].any():
+            words = f"right except at {where}, where it is 0: masked, though it counts"
+            yield (Mistake("masked", words),)
+    if hand.ndim and hand.shape[-1] > 2 and _shifted_label(hand - true, evidence):
+        yield (LABEL,)
+
+
+LABEL = Mistake("label", "the label is off by one: labels count from 0")
+
+
+def _shifted_label(error, evidence):
+    # In every row two neighbours are wrong and nothing else; the same way round in all of them.
+    rows = error.reshape(-1, error.shape[-1])
+    wrong = np.abs(rows) > 1e-9 * np.abs(rows).max()
+    rows, wrong = rows[wrong.any(axis=-1)], wrong[wrong.any(axis=-1)]
+    if not (wrong.sum(axis=-1) == 2).all():
+        return False
+    first = wrong.argmax(axis=-1)
+    here = np.arange(len(rows)), first
+    if not (np.diff(np.nonzero(wrong)[1].reshape(-1, 2)) == 1).all():
+        return False
+    left, right = rows[here], rows[here[0], first + 1]
+    return bool((np.sign(left) != np.sign(right)).all())
+
+
+def _of_a_norm(hand, true, evidence):
+    # A norm's gradient has three paths: the direct one, the mean's and the variance's. What the
+    # last two contribute is, slice by slice, a constant and a multiple of the centred input.
+    x = evidence.argument
+    if x is None or hand.shape != true.shape or x.shape != true.shape or true.ndim < 1:
+        return
+    error = hand - true
+    for axes in dict.fromkeys([(true.ndim - 1,), tuple(range(true.ndim - 1)), (0,)]):
+        n = int(np.prod([x.shape[a] for a in axes], dtype=int))
+        if n < 3:
+            continue
+        mean = lambda a, axes=axes: a.mean(axis=axes, keepdims=True)  # noqa: E731
+        scale = np.abs(true).max()
+        centred, has_mean = x - mean(x), np.abs(mean(true)).max() < 1e-9 * scale
+        u = centred if has_mean else x
+        power = mean(u * u)
+        if not power.all() or np.abs(mean(true * u)).max() > 1e-2 * scale * np.sqrt(power.max()):
+            continue  # not a norm over these axes: its gradient is not at right angles to u
+        constant = mean(error) if has_mean else 0 * mean(error)
+        along = u * (mean(error * u) / power)
+        if not evidence.close(true + constant + along, hand):
+            continue
+        mistakes = []
+        if np.abs(constant).max() > 1e-9 * scale:
+            words = "the mean path is left out: the mean moves with every entry"
+            mistakes.append(Mistake("mean path", words))
+        if np.abs(along).max() > 1e-9 * scale:
+            mistakes.append(_variance(along, u, power, n, mean, evidence))
+        yield Alternative(tuple(mistakes), hand)
+
+
+def _variance(along, u, power, n, mean, evidence):
+    # What the whole path contributes follows from the value: the layer less itself at u = 0.
+    flat = evidence.forward(evidence.argument - u)
+    whole = u * mean(evidence.upstream * (evidence.forward(evidence.argument) - flat)) / power
+    share = (along * whole).sum() / (whole * whole).sum()
+    if abs(share + 1 / (n - 1)) < 1e-3 / n:
+        words = f"n - 1 stands for n = {n} in the variance path (Bessel's correction)"
+        return Mistake("Bessel", words)
+    if abs(share - 1) < 1e-2:
+        words = "the variance path is left out: the variance moves with every entry"
+    else:
+        words = f"the variance path counts {1 - share:.3g} times"
+    return Mistake("variance path", words)

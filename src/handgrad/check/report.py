@@ -1,0 +1,104 @@
+"""What a check says: its verdicts as a table, in text and in HTML, and the error that holds it."""
+
+import html
+import os
+import sys
+from typing import NamedTuple
+
+GREEN, RED, PLAIN = "\x1b[32m", "\x1b[1;31m", "\x1b[0m"
+
+
+class Verdict(NamedTuple):
+    """What was found of one gradient: its name, its shape, whether it is right, and why.
+
+    mistakes holds the names of the mistakes that were recognised, none where nothing fits.
+    """
+
+    name: str
+    shape: tuple
+    right: bool
+    words: str
+    mistakes: tuple = ()
+
+
+class Report(tuple):
+    """The verdicts of one check, in the order of the gradients, one aligned line each."""
+
+    def __str__(self):
+        return "\n".join(self._lines())
+
+    def _lines(self, right="", wrong="", plain=""):
+        columns = [(v.name, str(v.shape)) for v in self]
+        wide, wider = (max((len(row[i]) for row in columns), default=0) for i in (0, 1))
+        for verdict, (name, shape) in zip(self, columns, strict=True):
+            words = f"{right}{verdict.words}" if verdict.right else f"{wrong}WRONG: {verdict.words}"
+            yield f"{name:{wide}}  {shape:{wider}}  {words}{plain}"
+
+    def html(self, note=""):
+        """The table for a notebook: a mark, a bar and a word tell right from wrong, not colour."""
+        rows = "".join(_row(verdict) for verdict in self)
+        if note:
+            rows += f'<tr><td></td><td colspan="3" {_CELL}>{html.escape(note)}</td></tr>'
+        return f'<table class="handgrad-check" style="border-collapse:collapse">{rows}</table>'
+
+    def _ipython_display_(self):
+        """Show nothing more: the check has shown it."""
+
+    def conclude(self, note=""):
+        """Show the table and return the report, or raise it when a gradient is wrong."""
+        if not all(verdict.right for verdict in self):
+            raise GradientMismatch(f"{self}\n{note}".rstrip(), self, note)
+        if _in_a_notebook():
+            _display({"text/plain": str(self), "text/html": self.html()})
+        elif sys.stdout.isatty() and not os.environ.keys() & {"NO_COLOR"}:
+            print(*self._lines(GREEN, RED, PLAIN), sep="\n")
+        else:
+            print(self)
+        return self
+
+
+class GradientMismatch(AssertionError):
+    """A gradient is wrong. The message is the whole table, with the reason in each wrong line."""
+
+    def __init__(self, message, report=Report(), note=""):  # noqa: B008  an empty tuple
+        """Keep the report, so that a notebook can draw it."""
+        super().__init__(message)
+        self.report, self.note = report, note
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        bundle = {"text/plain": str(self)}
+        return bundle | ({"text/html": self.report.html(self.note)} if self.report else {})
+
+    def _render_traceback_(self):
+        """In a notebook the table is all that a reader needs; JAX's frames say nothing more."""
+        return [f"{type(self).__name__}:", *str(self).splitlines()]
+
+
+_CELL = 'style="text-align:left; padding:0.15em 0.9em 0.15em 0"'
+
+
+def _row(verdict):
+    color, mark = ("#009E73", "✓") if verdict.right else ("#D55E00", "✗")
+    words = html.escape(verdict.words)
+    if not verdict.right:
+        words = f"<b>WRONG:</b> {words}"
+    edge = f'style="text-align:left; padding:0.15em 0.7em; border-left:0.3em solid {color}"'
+    code = f'<td {_CELL}><code style="background:none">'
+    return (
+        f"<tr><td {edge}><b>{mark}</b></td>{code}{html.escape(verdict.name)}</code></td>"
+        f"{code}{verdict.shape}</code></td><td {_CELL}>{words}</td></tr>"
+    )
+
+
+def _in_a_notebook():
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return hasattr(get_ipython(), "kernel")
+
+
+def _display(bundle):
+    from IPython.display import display
+
+    display(bundle, raw=True)

@@ -1,0 +1,205 @@
+"""Prove a layer's rule against three oracles.    Derivation: notebooks/08_checking.ipynb"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from handgrad.check.arrays import argument_names, as_arrays, as_float64, float_arguments, once, put
+from handgrad.check.compare import TOLERANCE, Judge, compare, compare_leaf, noise, size
+from handgrad.check.forks import birth_of_nan
+from handgrad.check.mistakes import Mistake
+from handgrad.check.report import GradientMismatch, Report, Verdict
+from handgrad.check.variants import Operands, Suspects, exchanged
+
+STEP, STEP_TOLERANCE = 2.0**-13, 1e-8  # of the central differences
+
+
+def check_rule(f, f_fwd, f_bwd, /, *args, **hyper):
+    """Prove f_bwd against three oracles in float64: jax.vjp, jax.jvp, and central differences.
+
+    f is the plain forward, f_fwd(*args) returns (f(*args), residuals), and f_bwd(residuals, dz)
+    a tuple with a cotangent for each argument, None for an integer one. The cotangent dz is random.
+
+    Raises:
+        GradientMismatch: a cotangent, or the value of f_fwd, is wrong.
+        RuntimeError: JAX's 64-bit mode is off.
+        TypeError: no argument is differentiable.
+
+    """
+    return Report(prove(f, f_fwd, f_bwd, [args], **hyper)).conclude()
+
+
+def prove(f, f_fwd, f_bwd, draws, **hyper):
+    """The verdicts of check_rule over several draws of arguments of the same shapes."""
+    if not jax.config.jax_enable_x64:
+        raise RuntimeError(
+            "a proof is in float64, and JAX is in 32-bit mode: expected "
+            'jax.config.update("jax_enable_x64", True) before the first array'
+        )
+    draws = [tuple(as_arrays(arg) for arg in args) for args in draws]
+    names = argument_names(f, draws[0])
+    which = float_arguments(names, draws[0])
+    # A fresh function at every call: a cached trace would not see a helper that was redefined.
+    oracles = once(lambda *operands: _oracles(f, f_fwd, f_bwd, hyper, which, *operands))
+    # A seed that no reader draws the arguments with: dz equal to x would hide a transpose.
+    rng = np.random.default_rng([8, 20231120])
+    found = {}
+    for args in draws:
+        precise = tuple(as_float64(arg) if i in which else arg for i, arg in enumerate(args))
+        z = jax.eval_shape(lambda *a: f(*a, **hyper), *args)
+        dz = tree_map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), z)
+        directions = [tree_map(lambda a: rng.normal(size=a.shape), precise[i]) for i in which]
+        try:
+            answers = jax.device_get(oracles(args, precise, dz, directions))
+        except _WrongShape as mistake:
+            raise GradientMismatch(f"{f_bwd.__name__}: {mistake}") from None
+        rule = f, f_fwd, f_bwd, hyper
+        suspects = _suspects(rule, which, precise, as_float64(dz))
+        born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
+        mended = cache(partial(_with_other_residuals, rule, args, dz))
+        for verdict in _judge(names, which, args, answers, suspects, mended, born):
+            if verdict.name not in found or found[verdict.name].right:
+                found[verdict.name] = verdict
+    return list(found.values())
+
+
+class _WrongShape(Exception):
+    """f_bwd did not return one cotangent for each argument."""
+
+
+def _oracles(f, f_fwd, f_bwd, hyper, which, args, precise, dz, directions):
+    # Everything that the verdicts need, in one compilation.
+    value, residuals = f_fwd(*args, **hyper)
+    hand = f_bwd(residuals, dz, **hyper)
+    if not isinstance(hand, tuple | list) or len(hand) != len(args):
+        got = len(hand) if isinstance(hand, tuple | list) else type(hand).__name__
+        raise _WrongShape(f"expected a tuple of {len(args)} cotangents; got {got}")
+
+    def plain(*floats):
+        return f(*put(precise, which, floats), **hyper)
+
+    floats = [precise[i] for i in which]
+    dz = as_float64(dz)
+    z, pull = jax.vjp(plain, *floats)
+    reverse = pull(tree_map(lambda c, o: c.astype(o.dtype), dz, z))
+    scale = _inner(tree_map(jnp.abs, dz), tree_map(jnp.abs, z))
+    rounding = 16 * jnp.finfo("float64").eps * scale
+    forward, differences, doubts = [], [], []
+    for i, h in enumerate(directions):
+
+        def along(t, i=i, h=h):
+            moved = list(floats)
+            moved[i] = tree_map(lambda x, d: x + t * d, floats[i], h)
+            return _inner(dz, plain(*moved))
+
+        forward.append(jax.jvp(along, (0.0,), (1.0,))[1])  # (8.3)
+        step = STEP * size(floats[i])
+        slopes = [(along(s) - along(-s)) / (2 * s) for s in (step, step / 2)]
+        differences.append((4 * slopes[1] - slopes[0]) / 3)  # (8.6)
+        # what extrapolation took away bounds what it left; a rounding of f weighs 1 / step
+        doubts.append(jnp.abs(slopes[1] - slopes[0]) + rounding / step)
+    return value, z, hand, reverse, forward, differences, doubts, scale, rounding, directions
+
+
+def _judge(names, which, args, answers, suspects, mended, born):
+    value, z, hand, reverse, forward, differences, doubts, scale, rounding, directions = answers
+    for mine, theirs in zip(tree_leaves(value), tree_leaves(z), strict=True):
+        verdict = compare_leaf("value", mine, theirs, Judge(0.0, ""))
+        if not verdict.right:
+            yield verdict._replace(words=f"f_fwd returns another value than f: {verdict.words}")
+    for i, name in enumerate(names):
+        if i not in which:
+            if hand[i] is not None:
+                words = f"expected None: {name} is not differentiable"
+                yield Verdict("d" + name, (), False, words, ("None",))
+            continue
+        j = which.index(i)
+        agree = "matches reverse mode, forward mode and differences"
+
+        evidence = partial(_evidence, suspects.of_argument(j), mended, i)
+        judge = Judge(noise(scale, args[i]), agree, evidence, born)
+        verdicts = compare("d" + name, hand[i], reverse[j], judge)
+        if all(verdict.right for verdict in verdicts):
+            leaves = map(tree_leaves, (hand[i], args[i]))
+            verdicts = [_of_dtype(*leaf) for leaf in zip(verdicts, *leaves, strict=True)]
+            leaves = zip(*map(tree_leaves, (hand[i], directions[j])), strict=True)
+            terms = np.concatenate([np.ravel(mine * h) for mine, h in leaves])
+            # the rule runs in the argument's own dtype, the oracles in float64
+            tolerance = max(TOLERANCE[str(leaf.dtype)] for leaf in tree_leaves(args[i]))
+            for oracle, theirs, relative, margin in (
+                ("forward mode", forward[j], tolerance, rounding),
+                ("differences", differences[j], max(tolerance, STEP_TOLERANCE), doubts[j]),
+            ):
+                if not abs(terms.sum() - theirs) <= relative * np.abs(terms).sum() + margin:
+                    words = f"matches reverse mode, yet not {oracle}: is there a kink or a tie?"
+                    verdicts = [v._replace(right=False, words=words) for v in verdicts]
+        yield from verdicts
+
+
+def _evidence(suspects, mended, i, leaf):
+    def of_leaf():
+        return [(m, np.asarray(tree_leaves(cotangents[i])[leaf])) for m, cotangents in mended()]
+
+    return suspects(leaf) | {"mended": of_leaf}
+
+
+def _of_dtype(verdict, mine, arg):
+    if mine.dtype == arg.dtype:
+        return verdict
+    words = f"right values in the wrong dtype: {mine.dtype}, expected {arg.dtype}"
+    return verdict._replace(right=False, words=words, mistakes=("dtype",))
+
+
+def _suspects(rule, which, args, dz):
+    # The rule as a derivation of one step: from the arguments to z, whose cotangent is dz.
+    f, _, f_bwd, hyper = rule
+    z = [*argument_names(f_bwd, ((), ()))][1].removeprefix("d")  # as the reader calls it
+    others = [i for i in range(len(args)) if i not in which]
+
+    def values(at):
+        return {z: f(*put(put(args, which, at.floats), others, at.others), **hyper)}
+
+    def total(at):
+        return _inner(dz, exchanged(values(at)[z], at, z))
+
+    slots = {z: tree_map(jnp.zeros_like, dz)}
+    floats, rest = [args[i] for i in which], [args[i] for i in others]
+    return Suspects(total, Operands(floats, rest, slots, {z: dz}, {z: np.True_}), values)
+
+
+def _with_other_residuals(rule, args, dz):
+    # The rule once more, with the output where its residuals hold the input, and the reverse.
+    _, f_fwd, f_bwd, hyper = rule
+    z, residuals = f_fwd(*args, **hyper)
+    leaves, tree = tree_flatten(residuals)
+    mended = []
+    for k, leaf in enumerate(leaves):
+        for x in args:
+            if np.shape(leaf) == np.shape(x) == np.shape(z):
+                for kept, needed, words in ((x, z, "output"), (z, x, "input")):
+                    if np.array_equal(leaf, kept):
+                        other = [*leaves[:k], needed, *leaves[k + 1 :]]
+                        what = f"the wrong residual: this formula wants the {words} of the layer"
+                        cotangents = f_bwd(tree_unflatten(tree, other), dz, **hyper)
+                        mended.append((Mistake("residual", what), cotangents))
+    return mended
+
+
+def _born(who, rule, which, args, dz):
+    # The operation that made the NaN: in the hand's rule, or in JAX's.
+    f, f_fwd, f_bwd, hyper = rule
+    if who == "hand":
+        _, residuals = f_fwd(*args, **hyper)
+        return birth_of_nan(lambda r, d: f_bwd(r, d, **hyper), residuals, dz)
+
+    def reverse(*floats):
+        return jax.vjp(lambda *fs: f(*put(args, which, fs), **hyper), *floats)[1](dz)
+
+    return birth_of_nan(reverse, *(args[i] for i in which))
+
+
+def _inner(a, b):
+    return sum((x * y).sum() for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))

@@ -1,0 +1,177 @@
+"""Judge each step of a derivation given the steps before it.
+
+Derivation: notebooks/08_checking.ipynb
+"""
+
+import inspect
+import itertools
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_leaves, tree_map, tree_structure
+
+from handgrad.check.arrays import argument_names, as_arrays, float_arguments, once, put, scalar
+from handgrad.check.compare import Judge, compare, noise, right
+from handgrad.check.forks import birth_of_nan
+from handgrad.check.report import Report
+from handgrad.check.variants import Operands, Suspects, exchanged
+
+_recorders = []
+
+
+def tap(name, value):
+    """Mark an intermediate of a loss for check_steps; otherwise return value as it is."""
+    return _recorders[-1](name, value) if _recorders else value
+
+
+def check_steps(loss, /, *, at, **steps):
+    """Judge each step of a derivation given the steps before it, (8.9).
+
+    loss(*at) is a scalar function whose intermediates are marked with tap. Each step is named d + a
+    tap's name or d + the name of one of loss's arguments. On the way back every tap hands on the
+    reader's own cotangent, so a mistake is blamed on the step that makes it and on no other.
+
+    Raises:
+        GradientMismatch: a step is wrong; names the one to mend first.
+        TypeError: at is not a tuple, or loss(*at) is not scalar.
+        ValueError: a step has no tap or argument, or a name is tapped twice.
+
+    """
+    if not isinstance(at, tuple):
+        raise TypeError(f"at: expected a tuple of loss's arguments; got {type(at).__name__}")
+    loss = inspect.unwrap(loss)  # a jitted loss, traced before, would not run its taps again
+    at = tuple(as_arrays(arg) for arg in at)
+    names = argument_names(loss, at)
+    which = float_arguments(names, at)
+    taps = _find_taps(loss, at, names)
+    arguments = {names[i]: j for j, i in enumerate(which)}
+    known = ["d" + name for name in (*taps, *arguments)]
+    for step in steps:
+        if step not in known:
+            raise ValueError(f"{step}: no such step; loss has {', '.join(known)}")
+
+    taken = {
+        name: "d" + name in steps and _same_shapes(steps["d" + name], value)
+        for name, value in taps.items()
+    }
+    slots = tree_map(jnp.zeros_like, taps)
+    own = {
+        name: tree_map(lambda v, d: jnp.asarray(d, v.dtype), taps[name], steps["d" + name])
+        if taken[name]
+        else slots[name]
+        for name in taps
+    }
+    others = [i for i in range(len(at)) if i not in which]
+    here = Operands([at[i] for i in which], [at[i] for i in others], slots, own, taken)
+
+    def run(here):
+        # the loss, and what its taps see
+        seen = {}
+
+        def recorder(name, value):
+            seen[name] = exchanged(value, here, name)
+            return seen[name]
+
+        arguments = put(put(at, which, here.floats), others, here.others)
+        return _recorded(recorder, scalar(loss), *arguments), seen
+
+    def total(here):
+        return run(here)[0]
+
+    def of(floats, slots, taken):
+        return total(here._replace(floats=floats, slots=slots, taken=taken))
+
+    backward = once(jax.value_and_grad(of, argnums=(0, 1)))
+
+    @cache
+    def gradients(*mine):
+        # given the reader's own cotangents of the taps `mine`
+        given = {name: np.asarray(name in mine) for name in taps}
+        value, (of_floats, of_slots) = jax.device_get(backward(here.floats, slots, given))
+        return value, {n: of_floats[j] for n, j in arguments.items()} | of_slots
+
+    value, true = gradients()
+    _, given = gradients(*(name for name in taps if taken[name]))
+    suspects = Suspects(total, here, lambda here: run(here)[1])
+
+    @cache
+    def born(who):
+        none_taken = dict.fromkeys(taps, np.False_)
+        return birth_of_nan(jax.grad(of), here.floats, slots, none_taken) if who == "JAX" else None
+
+    def judge(name, words):
+        if name in taps:
+            return Judge(noise(value, ()), words, suspects.of_tap(name), born)
+        j = arguments[name]
+        return Judge(noise(value, here.floats[j]), words, suspects.of_argument(j), born)
+
+    verdicts = {
+        step: compare(step, mine, given[step[1:]], judge(step[1:], "right"))
+        for step, mine in steps.items()
+    }
+    wrong = [step for step, judged in verdicts.items() if not all(v.right for v in judged)]
+
+    def reached_by(step):
+        # Which wrong cotangents reach this step? Those that alone already change it.
+        name, silent = step[1:], judge(step[1:], "")
+        return [
+            w
+            for w in wrong
+            if w != step
+            and taken.get(w[1:])
+            and not right(step, gradients(w[1:])[1][name], true[name], silent)
+        ]
+
+    def settled(step, judged):
+        silent = judge(step[1:], "")
+        if step in wrong or right(step, steps[step], true[step[1:]], silent):
+            return judged
+        words = f"right given your {' and '.join(reached_by(step))}"
+        return [v._replace(words=words) for v in judged]
+
+    report = Report(itertools.chain.from_iterable(settled(*item) for item in verdicts.items()))
+    first = next((step for step in wrong if not reached_by(step)), "".join(wrong[:1]))
+    return report.conclude(f"Mend {first} first." if wrong else "")
+
+
+def _recorded(recorder, f, *args):
+    _recorders.append(recorder)
+    try:
+        return f(*args)
+    finally:
+        _recorders.pop()
+
+
+def _find_taps(loss, at, names):
+    # The taps' values by name.
+    taps = {}
+
+    def record(name, value):
+        if name in taps:
+            raise ValueError(f"tap {name!r}: used twice; each intermediate needs a name of its own")
+        if name in names:
+            raise ValueError(f"tap {name!r}: the name of an argument of loss; expected another one")
+        taps[name] = value
+        return value
+
+    def traced(*args):
+        return _recorded(record, scalar(loss), *args), dict(taps)
+
+    try:
+        # A fresh function, since JAX does not run the body again of one that it has traced; and
+        # run, since only then does JAX say that a value has left the vmap, scan or jit it is of.
+        return once(traced)(*at)[1]
+    except jax.errors.UnexpectedTracerError:
+        raise ValueError(
+            f"tap: one of {', '.join(map(repr, taps))} stands inside vmap, scan or jit, where its "
+            "value cannot be reached; expected taps in the loss function itself"
+        ) from None
+
+
+def _same_shapes(mine, values):
+    same = tree_structure(mine) == tree_structure(values)
+    return same and all(
+        np.shape(m) == v.shape for m, v in zip(tree_leaves(mine), tree_leaves(values), strict=True)
+    )

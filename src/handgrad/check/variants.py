@@ -1,0 +1,271 @@
+"""The backward pass again with one thing changed: what a classic mistake would have computed.
+
+A variant runs on other operands: another upstream, another label, a value in another's place, a
+branch of a fan-out shut. All variants of a backward pass run in one compilation.
+
+Derivation: notebooks/08_checking.ipynb
+"""
+
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from handgrad.check.arrays import once
+from handgrad.check.forks import gated
+from handgrad.check.mistakes import LABEL, Alternative, Mistake
+
+LIMIT = 64  # a Jacobian with more rows is not built, nor are more branches or examples tried
+
+
+class Operands(NamedTuple):
+    """What a backward pass depends on."""
+
+    floats: list  # the differentiable arguments
+    others: list  # the other arguments
+    slots: dict  # by tap: what is added to its value, zeros
+    own: dict  # by tap: the reader's own cotangent
+    taken: dict  # by tap: whether it hands on the reader's cotangent in place of the true one
+
+
+def exchanged(value, at, tap):
+    """The value of a tap plus its slot, which on the way back receives the cotangent that arrives.
+
+    The value's own producers receive the reader's cotangent in its place, where it is taken, (8.9).
+    """
+    exchange = partial(_exchange, at.taken[tap])
+    return jax.tree.map(exchange, value, at.slots[tap], at.own[tap])
+
+
+@jax.custom_vjp
+def _exchange(taken, value, slot, own):
+    return value + slot
+
+
+_exchange.defvjp(
+    lambda taken, value, slot, own: (value + slot, (taken, own)),
+    lambda residuals, d: (None, jnp.where(*residuals, d), d, jnp.zeros_like(d)),
+)
+
+
+class Target(NamedTuple):
+    """A value whose gradient is judged: a leaf of the arguments, or a tap."""
+
+    tap: str | None
+    place: int  # the leaf's number among those of (floats, slots)
+    value: np.ndarray
+
+
+class Suspects:
+    """The alternatives of all gradients of one check, computed when the first of them is asked for.
+
+    of_argument(j) and of_tap(name) give, for a leaf of that value, the keywords of Evidence.
+    """
+
+    def __init__(self, total, at, values):
+        """total(at) is the scalar loss, at its Operands, and values(at) what the taps see there."""
+        self.total, self.at, self.values = total, at, values
+        self.here = cache(lambda: values(at))
+        self.alternatives = cache(lambda: alternatives(total, at, self.here()))
+
+    def of_argument(self, j):
+        """The evidence on the leaves of the j-th differentiable argument."""
+        before = len(jax.tree.leaves(self.at.floats[:j]))
+        return lambda leaf: self._evidence(None, before + leaf)
+
+    def of_tap(self, name):
+        """The evidence on the leaves of the tap of that name."""
+        before = [self.at.slots[tap] for tap in sorted(self.at.slots) if tap < name]
+        before = len(jax.tree.leaves((self.at.floats, before)))
+        return lambda leaf: self._evidence(name, before + leaf)
+
+    def _evidence(self, tap, place):
+        targets = {t.place: t for t in _targets(self.at, self.here())}
+        sizes = [x.shape for x in jax.tree.leaves((self.at.floats, self.here()))]
+        counts = {int(n) for s in sizes for n in (*s, np.prod(s[:-1]), np.prod(s))}
+        evidence = {
+            "counts": tuple(sorted(counts - {0, 1})),
+            "alternatives": lambda: self.alternatives()[place],
+        }
+        if place in targets:
+            target = targets[place]
+            evidence["at_a_kink"] = lambda places: kinked(self.total, self.at, target, places)
+            for above in (t.tap for t in targets.values() if t.tap not in (None, tap)):
+                dz = np.asarray(self.at.own[above])
+                if self.at.taken[above] and dz.shape == target.value.shape:
+                    evidence["argument"], evidence["upstream"] = target.value, dz
+                    evidence["forward"] = lambda x, above=above: self._forward(target, x, above)
+        return evidence
+
+    def _forward(self, target, x, above):
+        return np.asarray(self.values(_put(self.at, target, x))[above])
+
+
+def kinked(total, at, target, places):
+    """Whether the loss has two slopes at every one of these entries of the target."""
+    step = 1e-6 * max(np.abs(target.value).max(initial=0.0), 1e-3)
+    sides = [at]
+    for place in places:
+        for t in (step, -step):
+            moved = np.array(target.value)
+            moved[place] += t
+            sides.append(_put(at, target, moved))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides)
+    here, *values = np.asarray(once(jax.vmap(total))(stacked))
+    up, down = (np.array(values[0::2]) - here) / step, (here - np.array(values[1::2])) / step
+    return bool((np.abs(up - down) > 1e-3 * np.maximum(np.abs(up), np.abs(down)) + 1e-6).all())
+
+
+def alternatives(total, at, values):
+    """What classic mistakes would have computed, a list of Alternatives for each judged gradient.
+
+    total(at) is the scalar loss, at its Operands, and values what the taps saw. The lists stand in
+    the order of the leaves of (at.floats, at.slots).
+    """
+    f, uses = gated(total, at)
+    targets = _targets(at, values)
+    single = {t.tap: t.value for t in targets if t.tap is not None and at.taken[t.tap]}
+
+    def backward(gates, operands):
+        def of(floats, slots):
+            return f(gates, operands._replace(floats=floats, slots=slots))
+
+        return jax.tree.leaves(jax.grad(of, argnums=(0, 1))(operands.floats, operands.slots))
+
+    open_ = np.ones(len(uses))
+    plan = [(("all", _BRANCH), gates, at) for gates in _shut(uses)]
+    plan += [(key, open_, operands) for key, operands in _changed(at, targets, single)]
+    found = [[] for _ in range(len(jax.tree.leaves((at.floats, at.slots))))]
+    if plan:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row[1:] for row in plan))
+        results = jax.device_get(once(jax.vmap(backward))(*stacked))
+        for place, result in enumerate(results):
+            for (key, *_), value in zip(plan, result, strict=True):
+                if key[0] == "all" or key[:2] == ("only", place):
+                    found[place].append(Alternative((key[-1],), value))
+            examples = [v for (key, *_), v in zip(plan, result, strict=True) if key[0] == "example"]
+            found[place] += _of_examples(examples)
+        for target in targets:
+            rows = {key: v for (key, *_), v in zip(plan, results[target.place], strict=True)}
+            for tap in single:
+                if tap != target.tap:
+                    found[target.place] += _of_upstream(target, tap, at.own, single, rows)
+    return found
+
+
+def _targets(at, values):
+    # the leaves of the arguments, and the taps that are one array
+    targets = [Target(None, i, np.asarray(x)) for i, x in enumerate(jax.tree.leaves(at.floats))]
+    place = len(targets)
+    for tap in sorted(at.slots):  # as JAX orders the leaves of a dict
+        if hasattr(values[tap], "shape"):
+            targets.append(Target(tap, place, np.asarray(values[tap])))
+        place += len(jax.tree.leaves(at.slots[tap]))
+    return targets
+
+
+_BRANCH = Mistake(
+    "branch",
+    "one branch of a fan-out only: a value is used more than once, and its cotangents add",
+)
+
+
+def _shut(uses):
+    # every use shut alone and, where there are more than two, every use open alone
+    uses = np.asarray(uses[:LIMIT])
+    this = np.eye(len(uses), dtype=bool)
+    for k, value in enumerate(uses):
+        yield np.where(this[k], 0.0, 1.0)
+        if (uses == value).sum() > 2:
+            yield np.where((uses == value) & ~this[k], 0.0, 1.0)
+
+
+def _changed(at, targets, single):
+    # (key, operands): a key says which mistake, and whose gradient shows it
+    taken = [tap for tap in at.own if at.taken[tap]]
+    if taken:
+        yours = " and ".join("d" + tap for tap in taken)
+        missing = Mistake(
+            "upstream", f"the upstream {yours} is missing: this is the local derivative only"
+        )
+        yield ("all", missing), at._replace(own=jax.tree.map(jnp.ones_like, at.own))
+    for i, y in enumerate(at.others):
+        if jnp.issubdtype(jnp.result_type(y), jnp.integer):
+            for other in (y + 1, y - 1, jnp.minimum(y + 1, jnp.max(y)), jnp.maximum(y - 1, 0)):
+                others = [*at.others[:i], other, *at.others[i + 1 :]]
+                yield ("all", LABEL), at._replace(others=others)
+    for target in targets:
+        x = target.value
+        if target.tap is None and x.ndim == 2 and x.shape[0] == x.shape[1]:
+            words = "a factor is transposed: the square matrix that it is multiplied by"
+            yield ("all", Mistake("transposed", words)), _put(at, target, x.T)
+        for tap, value in single.items():
+            if tap != target.tap and value.shape == x.shape:
+                words = f"taken at the output {tap} instead of the input"
+                mistake = Mistake("output", words)
+                yield ("only", target.place, mistake), _put(at, target, value)
+    lengths = {np.shape(d)[:1] for tap in taken for d in jax.tree.leaves(at.own[tap])}
+    if len(lengths) == 1 and () not in lengths and 1 < (n := lengths.pop()[0]) <= LIMIT:
+        for k in range(n):
+            yield ("example", k), at._replace(own=jax.tree.map(lambda d, k=k: _only(d, k), at.own))
+    for tap, value in single.items():
+        others = [t for t in targets if t.tap != tap and t.value.shape == value.shape]
+        if others and 1 < value.size <= LIMIT:
+            blank = jnp.zeros_like(at.own[tap])
+            yield ("blank", tap), at._replace(own=at.own | {tap: blank})
+            for k in range(value.size):
+                row = (np.arange(value.size) == k).reshape(value.shape).astype(blank.dtype)
+                yield ("row", tap, k), at._replace(own=at.own | {tap: row})
+
+
+def _put(at, target, value):
+    # The target's value replaced; everything after it follows.
+    if target.tap is not None:
+        return at._replace(slots=at.slots | {target.tap: jnp.asarray(value - target.value)})
+    leaves, tree = jax.tree.flatten(at.floats)
+    leaves[target.place] = jnp.asarray(value)
+    return at._replace(floats=jax.tree.unflatten(tree, leaves))
+
+
+def _only(d, k):
+    return jnp.where(jnp.arange(len(d)).reshape(-1, *[1] * (d.ndim - 1)) == k, d, 0)
+
+
+def _of_examples(examples):
+    for k, value in enumerate(examples):
+        words = f"example {k} alone: the cotangents of all examples add"
+        yield Alternative((Mistake("batch", words),), value)
+    if examples:
+        every = np.stack(examples)
+        for axis in range(1, every.ndim):
+            words = "summed over the wrong axis: sum over the batch, axis 0"
+            yield Alternative((Mistake("axis", words),), every.sum(axis=axis))
+
+
+def _of_upstream(target, tap, own, single, rows):
+    # What a step from the target to the tap would give with a part of its local factor missing.
+    d, x, z = np.asarray(own[tap]), target.value, single[tap]
+    if d.shape != x.shape:
+        return
+    words = f"the local factor is missing: this is the upstream d{tap}, passed through"
+    yield Alternative((Mistake("local factor", words),), d)
+    words = "multiplied by the value instead of the slope"
+    for value in (x, z):
+        yield Alternative((Mistake("value", words),), d * value)
+    if ("blank", tap) in rows:
+        slopes = [rows["row", tap, k] - rows["blank", tap] for k in range(x.size)]
+        diagonal = np.diag(np.reshape(slopes, (x.size, x.size))).reshape(x.shape)
+        words = "only the diagonal of the Jacobian: the entries off it count too"
+        yield Alternative((Mistake("diagonal", words),), diagonal * d + rows["blank", tap])
+    if x.ndim:
+        # if this step is a softmax, or its logarithm: other axes
+        for axis in (*range(x.ndim - 1), None):
+            over = "all axes" if axis is None else f"axis {axis}"
+            words = f"summed over the wrong axis: over {over}, not the last"
+            for value in (
+                z * (d - (z * d).sum(axis, keepdims=True)),
+                d - np.exp(z) * d.sum(axis, keepdims=True),
+            ):
+                yield Alternative((Mistake("axis", words),), value)
