@@ -154,7 +154,9 @@ def mutants(f):
 
 
 @layers
-def test_breaking_any_one_term_of_a_rule_is_noticed(layer):
+def test_breaking_any_one_term_of_a_rule_is_noticed(layer, monkeypatch):
+    # that it is noticed is enough here; to name the mistake takes longer
+    monkeypatch.setattr("handgrad.check.compare.diagnose", lambda *operands: ((), ""))
     rounds = examples(layer)
     found = list(mutants(layer.f_bwd))
     assert found, "nothing to break?"

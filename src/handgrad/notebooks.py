@@ -33,6 +33,7 @@ def accept(paths):
             timeout=120,
             kernel_name="python3",
             record_timing=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
             resources={"metadata": {"path": str(path.parent)}},
         )
         try:

@@ -71,10 +71,12 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
         return wrong(f"{value}{_at(where)}{_born(judge.born('hand'))}{expected}", (kind,))
 
     def close(a, b):
+        if a.shape != b.shape or not np.isfinite(a).all():
+            return False
         largest = np.abs(b).max(initial=0.0)
         return bool((np.abs(a - b) <= TOLERANCE[coarser] * largest + judge.noise).all())
 
-    if mine.shape == theirs.shape and close(mine, theirs):
+    if close(mine, theirs):
         return Verdict(name, mine.shape, True, agree)
     evidence = Evidence(close, **judge.evidence(leaf))
     mistakes, words = diagnose(name, mine, theirs, evidence)

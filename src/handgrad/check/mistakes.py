@@ -57,7 +57,7 @@ def diagnose(name, hand, true, evidence):
     for alternative in itertools.chain(
         [Alternative((), true)], _of_a_norm(hand, true, evidence), evidence.alternatives()
     ):
-        if alternative.mistakes and _same(alternative.value, true, evidence):
+        if alternative.mistakes and evidence.close(alternative.value, true):
             continue  # made here, it would change nothing
         for mistakes, value, mine in _rearranged(name, hand, alternative.value, evidence):
             plain = not alternative.mistakes and not mistakes
@@ -67,7 +67,7 @@ def diagnose(name, hand, true, evidence):
                 if 1 <= len(made) <= 2:
                     fits.append(made)
     fits += _in_part(hand, true, evidence)
-    fits += [(mistake,) for mistake, value in evidence.mended() if _same(value, true, evidence)]
+    fits += [(mistake,) for mistake, value in evidence.mended() if evidence.close(value, true)]
     if not fits:
         return (), ""
     fewest = min(map(len, fits))
@@ -76,14 +76,12 @@ def diagnose(name, hand, true, evidence):
     return tuple(names), ". Or: ".join(list(sentences)[:3])
 
 
-def _same(a, b, evidence):
-    return a.shape == b.shape and evidence.close(a, b)
-
-
 def _factor(hand, value, evidence, anything):
     # The constant c with hand = c * value, or None; any c or one that a mistake is known to make.
     if hand.shape != value.shape or not np.isfinite(value).all():
         return None
+    if evidence.close(hand, value):
+        return 1.0
     square = (value * value).sum()
     if not square:
         return None
@@ -92,7 +90,7 @@ def _factor(hand, value, evidence, anything):
         return None
     # one number alone is always a multiple of another
     known = any(abs(abs(c) - k) <= 1e-6 * k for k in _famous(evidence.counts))
-    return c if known or (anything and np.count_nonzero(value) > 1) else None
+    return c if known or (anything and np.count_nonzero(value) > 1 and abs(c) > 1e-9) else None
 
 
 def _famous(counts):
@@ -110,18 +108,18 @@ def _named(c, counts):
         return tuple(sign)
     reasons = []
     if abs(size - 2) <= 1e-6:
-        reasons.append("a factor 1/2 is missing, or a 2 stands twice")
+        reasons.append("a factor 1/2 is missing")
     if abs(size - 0.5) <= 1e-6:
-        reasons.append("the 2 of a square is missing, or one of two equal terms")
+        reasons.append("a factor 2 is missing")
     for n in sorted(set(counts)):
         if n > 1 and abs(size - n) <= 1e-6 * n:
             reasons.append(f"the 1/N of a mean is missing, N = {n}")
         if n > 1 and abs(size - 1 / n) <= 1e-6 / n:
-            reasons.append(f"a mean was taken twice, or in place of a sum, N = {n}")
+            reasons.append(f"1/N stands once too often, as of a mean taken twice, N = {n}")
         if n > 2 and abs(size - n / (n - 1)) <= 1e-6:
             reasons.append(f"n - 1 stands for n = {n} (Bessel's correction)")
     number = f"1/{1 / size:.4g}" if reasons and size < 1 else f"{size:.4g}"
-    why = ": " + " or ".join(reasons) if reasons else ""
+    why = ": " + ", or ".join(reasons) if reasons else ""
     return *sign, Mistake("factor", f"off by the constant factor {number}{why}")
 
 
@@ -130,14 +128,14 @@ def _rearranged(name, hand, value, evidence):
     yield (), value, hand
     shape = hand.shape
     if hand.size == value.size:
-        seen = [value]
+        seen = [value, value.reshape(shape)]
+        if shape != value.shape:
+            words = f"right values in the wrong shape: expected {value.shape}"
+            yield (Mistake("shape", words),), seen[1], hand
         for mistake, other in _orders(name, value, shape):
-            if other.shape == shape and not any(_same(other, s, evidence) for s in seen):
+            if other.shape == shape and not any(evidence.close(other, s) for s in seen):
                 seen.append(other)
                 yield (mistake,), other, hand
-        if shape != value.shape and not any(s.shape == shape for s in seen[1:]):
-            words = f"right values in the wrong shape: expected {value.shape}"
-            yield (Mistake("shape", words),), value.reshape(shape), hand
     elif hand.ndim <= 5:
         for axes in _subsets(range(hand.ndim)):
             reduced = hand.sum(axis=axes)
@@ -188,8 +186,8 @@ def _in_part(hand, true, evidence):
     if not wrong.any():
         wrong = hand != true
     share = wrong.mean()
-    relative = np.abs(hand - true).max() / scale if scale else np.inf
-    if relative < 1e-6 and share >= 0.5:
+    rough = np.abs(hand - true) > 1e-11 * np.abs(true)
+    if np.abs(hand - true).max() < 1e-6 * scale and rough.sum() >= np.count_nonzero(true) / 2:
         yield (Mistake("float32", "right to float32 only: find the array that is not float64"),)
     places = [tuple(map(int, place)) for place in np.argwhere(wrong)]
     where = ", ".join(str(list(place)) for place in places[:3]) + (", ..." if places[3:] else "")

@@ -35,7 +35,7 @@ class Report(tuple):
             yield f"{name:{wide}}  {shape:{wider}}  {words}{plain}"
 
     def html(self, note=""):
-        """The table for a notebook: a mark, a bar and a word tell right from wrong, not colour."""
+        """The table for a notebook: a mark and a word tell right from wrong, beside the colour."""
         rows = "".join(_row(verdict) for verdict in self)
         if note:
             rows += f'<tr><td></td><td colspan="3" {_CELL}>{html.escape(note)}</td></tr>'
@@ -65,9 +65,13 @@ class GradientMismatch(AssertionError):
         super().__init__(message)
         self.report, self.note = report, note
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        bundle = {"text/plain": str(self)}
-        return bundle | ({"text/html": self.report.html(self.note)} if self.report else {})
+    def _repr_pretty_(self, printer, cycle):
+        for i, line in enumerate(str(self).splitlines()):
+            printer.break_() if i else None
+            printer.text(line)
+
+    def _repr_html_(self):
+        return self.report.html(self.note) if self.report else None
 
     def _render_traceback_(self):
         """In a notebook the table is all that a reader needs; JAX's frames say nothing more."""

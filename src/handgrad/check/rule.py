@@ -57,7 +57,7 @@ def prove(f, f_fwd, f_bwd, draws, **hyper):
         except _WrongShape as mistake:
             raise GradientMismatch(f"{f_bwd.__name__}: {mistake}") from None
         rule = f, f_fwd, f_bwd, hyper
-        suspects = _suspects(rule, which, precise, as_float64(dz))
+        suspects = suspects_of(rule, which, precise, as_float64(dz))
         born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
         mended = cache(partial(_with_other_residuals, rule, args, dz))
         for verdict in _judge(names, which, args, answers, suspects, mended, born):
@@ -153,8 +153,8 @@ def _of_dtype(verdict, mine, arg):
     return verdict._replace(right=False, words=words, mistakes=("dtype",))
 
 
-def _suspects(rule, which, args, dz):
-    # The rule as a derivation of one step: from the arguments to z, whose cotangent is dz.
+def suspects_of(rule, which, args, dz):
+    """The Suspects of a rule: a derivation of one step, from args to z, whose cotangent is dz."""
     f, _, f_bwd, hyper = rule
     z = [*argument_names(f_bwd, ((), ()))][1].removeprefix("d")  # as the reader calls it
     others = [i for i in range(len(args)) if i not in which]

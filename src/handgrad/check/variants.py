@@ -6,6 +6,7 @@ branch of a fan-out shut. All variants of a backward pass run in one compilation
 Derivation: notebooks/08_checking.ipynb
 """
 
+import itertools
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -135,8 +136,9 @@ def alternatives(total, at, values):
         return jax.tree.leaves(jax.grad(of, argnums=(0, 1))(operands.floats, operands.slots))
 
     open_ = np.ones(len(uses))
-    plan = [(("all", _BRANCH), gates, at) for gates in _shut(uses)]
-    plan += [(key, open_, operands) for key, operands in _changed(at, targets, single)]
+    plan = [(("all", BRANCH), gates, at) for gates in _shut(uses)]
+    batch = _batch(at)
+    plan += [(key, open_, operands) for key, operands in _changed(at, targets, single, batch)]
     found = [[] for _ in range(len(jax.tree.leaves((at.floats, at.slots))))]
     if plan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row[1:] for row in plan))
@@ -146,8 +148,9 @@ def alternatives(total, at, values):
                 if key[0] == "all" or key[:2] == ("only", place):
                     found[place].append(Alternative((key[-1],), value))
             examples = [v for (key, *_), v in zip(plan, result, strict=True) if key[0] == "example"]
-            found[place] += _of_examples(examples)
+            found[place] += _of_examples(examples, batch)
         for target in targets:
+            found[target.place] += _overwritten(target, at, single)
             rows = {key: v for (key, *_), v in zip(plan, results[target.place], strict=True)}
             for tap in single:
                 if tap != target.tap:
@@ -166,9 +169,14 @@ def _targets(at, values):
     return targets
 
 
-_BRANCH = Mistake(
+BRANCH = Mistake(
     "branch",
     "one branch of a fan-out only: a value is used more than once, and its cotangents add",
+)
+
+
+DUPLICATES = Mistake(
+    "duplicates", "equal ids overwrite each other: add up the cotangents of the same row"
 )
 
 
@@ -182,7 +190,7 @@ def _shut(uses):
             yield np.where((uses == value) & ~this[k], 0.0, 1.0)
 
 
-def _changed(at, targets, single):
+def _changed(at, targets, single, batch):
     # (key, operands): a key says which mistake, and whose gradient shows it
     taken = [tap for tap in at.own if at.taken[tap]]
     if taken:
@@ -206,10 +214,11 @@ def _changed(at, targets, single):
                 words = f"taken at the output {tap} instead of the input"
                 mistake = Mistake("output", words)
                 yield ("only", target.place, mistake), _put(at, target, value)
-    lengths = {np.shape(d)[:1] for tap in taken for d in jax.tree.leaves(at.own[tap])}
-    if len(lengths) == 1 and () not in lengths and 1 < (n := lengths.pop()[0]) <= LIMIT:
+    if 1 < (n := int(np.prod(batch, dtype=int))) <= LIMIT:
         for k in range(n):
-            yield ("example", k), at._replace(own=jax.tree.map(lambda d, k=k: _only(d, k), at.own))
+            mask = np.reshape(np.arange(n) == k, batch)
+            own = jax.tree.map(partial(_masked, mask), {tap: at.own[tap] for tap in taken})
+            yield ("example", k), at._replace(own=at.own | own)
     for tap, value in single.items():
         others = [t for t in targets if t.tap != tap and t.value.shape == value.shape]
         if others and 1 < value.size <= LIMIT:
@@ -229,12 +238,22 @@ def _put(at, target, value):
     return at._replace(floats=jax.tree.unflatten(tree, leaves))
 
 
-def _only(d, k):
-    return jnp.where(jnp.arange(len(d)).reshape(-1, *[1] * (d.ndim - 1)) == k, d, 0)
+def _batch(at):
+    # The leading axes that all cotangents share; the last one is of features where there are more.
+    shapes = [d.shape for tap in at.own if at.taken[tap] for d in jax.tree.leaves(at.own[tap])]
+    leading = [shape[:-1] if len(shape) > 1 else shape for shape in shapes]
+    shared = itertools.takewhile(lambda sizes: len(set(sizes)) == 1, zip(*leading, strict=False))
+    return tuple(sizes[0] for sizes in shared)
 
 
-def _of_examples(examples):
-    for k, value in enumerate(examples):
+def _masked(mask, d):
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (d.ndim - mask.ndim)), d, 0)
+
+
+def _of_examples(examples, batch):
+    along = np.reshape(examples, (*batch, -1)).sum(axis=tuple(range(1, len(batch))))
+    slices = along.reshape(len(along), *np.shape(examples)[1:]) if len(batch) > 1 else []
+    for k, value in [*enumerate(examples), *enumerate(slices)]:
         words = f"example {k} alone: the cotangents of all examples add"
         yield Alternative((Mistake("batch", words),), value)
     if examples:
@@ -242,6 +261,18 @@ def _of_examples(examples):
         for axis in range(1, every.ndim):
             words = "summed over the wrong axis: sum over the batch, axis 0"
             yield Alternative((Mistake("axis", words),), every.sum(axis=axis))
+
+
+def _overwritten(target, at, single):
+    # Where equal ids pick the same row, the last or the first cotangent stands in place of the sum.
+    for ids, (tap, z) in itertools.product(map(np.asarray, at.others), single.items()):
+        if ids.dtype.kind == "i" and ids.ndim and z.shape == ids.shape + target.value.shape[1:]:
+            cotangents = np.asarray(at.own[tap]).reshape(ids.size, -1)
+            for order in (slice(None), slice(None, None, -1)):
+                rows = np.zeros((len(target.value), cotangents.shape[1]))
+                if ids.size and ids.min() >= 0 and ids.max() < len(rows):
+                    rows[ids.ravel()[order]] = cotangents[order]
+                    yield Alternative((DUPLICATES,), rows.reshape(target.value.shape))
 
 
 def _of_upstream(target, tap, own, single, rows):

@@ -1,0 +1,452 @@
+"""Plant every classic mistake in every layer where it makes sense, and see what the checker says.
+
+python tests/confusion.py prints the table: how often each mistake was planted, and how often named.
+"""
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from handgrad.catalog import LAYERS
+from handgrad.check.arrays import argument_names, float_arguments, put
+from handgrad.check.compare import Judge, compare_leaf, noise
+from handgrad.check.rule import suspects_of
+
+SEEDS = range(2)
+
+
+class Layer(NamedTuple):
+    """A layer of the catalog, or one that makes a mistake which none of the catalog can."""
+
+    name: str
+    f: object
+    f_fwd: object
+    f_bwd: object
+    examples: object
+
+
+def norm(x, gamma, beta):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return gamma * centred / jnp.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5) + beta
+
+
+def norm_fwd(x, gamma, beta):
+    scale = 1 / jnp.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+    return norm(x, gamma, beta), ((x - x.mean(axis=-1, keepdims=True)) * scale, scale, gamma)
+
+
+def mean(a):
+    return a.mean(axis=-1, keepdims=True)
+
+
+def norm_bwd(residuals, dz, *, paths=("mean", "variance"), n=1.0):
+    u, scale, gamma = residuals
+    du = dz * gamma
+    dx = du - ("mean" in paths) * mean(du) - ("variance" in paths) * n * u * mean(du * u)
+    axes = tuple(range(dz.ndim - 1))
+    return scale * dx, (dz * u).sum(axis=axes), dz.sum(axis=axes)
+
+
+def scaled(x, s):
+    return x * s
+
+
+def scaled_bwd(residuals, dz):
+    x, s = residuals
+    return dz * s, (dz * x).sum(axis=0, keepdims=True)
+
+
+def gate(x):
+    return x * jnp.tanh(x)
+
+
+def gate_bwd(x, dz):
+    t = jnp.tanh(x)
+    return (dz * t + dz * x * (1 - t**2),)
+
+
+def rows(table, ids):
+    return table[ids]
+
+
+def rows_bwd(residuals, dz):
+    table, ids = residuals
+    return jnp.zeros_like(table).at[ids].add(dz), None
+
+
+def kinked(rng):
+    x = rng.normal(size=(4, 5))
+    x[rng.random(size=x.shape) < 0.2] = 0
+    x[0, 0], x[1] = 0, [1, -1, 2, -2, 3]
+    return [((x,), {})]
+
+
+EXTRA = [
+    Layer(
+        *("norm", norm, norm_fwd, norm_bwd),
+        lambda rng: [
+            ((rng.normal(size=s), 1 + rng.random(size=s[-1:]), rng.normal(size=s[-1:])), {})
+            for s in ((3, 5), (2, 3, 6))
+        ],
+    ),
+    Layer(
+        *("scaled", scaled, lambda x, s: (x * s, (x, s)), scaled_bwd),
+        lambda rng: [((rng.normal(size=(3, 5)), rng.normal(size=(1, 5))), {})],
+    ),
+    Layer(
+        *("gate", gate, lambda x: (gate(x), x), gate_bwd),
+        lambda rng: [((rng.normal(size=s),), {}) for s in ((6,), (3, 4))],
+    ),
+    Layer(
+        *("rows", rows, lambda table, ids: (table[ids], (table, ids)), rows_bwd),
+        lambda rng: [((rng.normal(size=(7, 4)), rng.integers(4, size=9)), {})],
+    ),
+]
+relu = next(layer for layer in LAYERS if layer.name == "relu")
+EXTRA.append(Layer("relu at 0", relu.f, relu.f_fwd, relu.f_bwd, kinked))
+
+
+class Case(NamedTuple):
+    """One layer at one point: its right cotangents by name, and what judges others."""
+
+    layer: object
+    args: tuple
+    hyper: dict
+    dz: np.ndarray
+    z: np.ndarray
+    residuals: object
+    true: dict
+    judges: dict
+
+    def rule(self, dz=None, residuals=None):
+        """The right rule's cotangents by name, on these operands."""
+        residuals = self.residuals if residuals is None else residuals
+        dz = self.dz if dz is None else dz
+        return self.named(self.layer.f_bwd(residuals, dz, **self.hyper))
+
+    def named(self, cotangents):
+        names = argument_names(self.layer.f, self.args)
+        pairs = zip(names, cotangents, strict=True)
+        return {n: np.asarray(d) for n, d in pairs if d is not None}
+
+
+def cases(seeds=SEEDS):
+    """Every layer at every example shape, for every seed."""
+    for seed in seeds:
+        for layer in (*LAYERS, *EXTRA):
+            for args, hyper in layer.examples(np.random.default_rng(seed)):
+                yield case(layer, tuple(map(jnp.asarray, args)), hyper, seed)
+
+
+def case(layer, args, hyper, seed):
+    names = argument_names(layer.f, args)
+    which = float_arguments(names, args)
+
+    def plain(*floats):
+        return layer.f(*put(args, which, floats), **hyper)
+
+    z, pull = jax.vjp(plain, *(args[i] for i in which))
+    dz = jnp.asarray(np.random.default_rng([seed, 1]).normal(size=z.shape))
+    rule = layer.f, layer.f_fwd, layer.f_bwd, hyper
+    suspects = suspects_of(rule, which, args, dz)
+    scale = abs(dz * z).sum()
+    judges = {
+        names[i]: Judge(noise(scale, args[i]), "right", suspects.of_argument(j))
+        for j, i in enumerate(which)
+    }
+    true = {names[i]: np.asarray(d) for i, d in zip(which, pull(dz), strict=True)}
+    residuals = layer.f_fwd(*args, **hyper)[1]
+    return Case(layer, args, hyper, dz, np.asarray(z), residuals, true, judges)
+
+
+PLANTS = {}
+
+
+def plants(name, *layers):
+    """Register a mistake: a function of a Case that yields (argument, wrong cotangent) pairs."""
+
+    def register(f):
+        PLANTS[name, f.__name__] = f, layers
+        return f
+
+    return register
+
+
+def everywhere(name, change):
+    """A mistake that is made on the cotangent alone, in any layer; change gives None where not."""
+
+    def f(case):
+        for argument, d in case.true.items():
+            if (wrong := change(d)) is not None:
+                yield argument, wrong
+
+    f.__name__ = f"everywhere {len(PLANTS)}"
+    plants(name)(f)
+
+
+def swapped(d):
+    """The transpose, where it is more than a reshape."""
+    return np.swapaxes(d, -1, -2) if d.ndim > 1 and 1 not in d.shape else None
+
+
+def by_columns(d):
+    """The same entries, read by rows and laid by columns."""
+    return d.reshape(-1, order="F").reshape(d.shape) if d.ndim > 1 and 1 not in d.shape else None
+
+
+def then(change, factor):
+    """A change of order, and then a factor."""
+    return lambda d: None if change(d) is None else factor * change(d)
+
+
+everywhere("transposed", swapped)
+everywhere("sign", lambda d: -d)
+everywhere("factor", lambda d: 2 * d)
+everywhere("factor", lambda d: d / 2)
+everywhere("factor", lambda d: d * len(d) if d.ndim else None)
+everywhere("factor", lambda d: d / len(d) if d.ndim else None)
+everywhere("factor", lambda d: 3.7 * d if np.count_nonzero(d) > 1 else None)
+everywhere("column-major", by_columns)
+everywhere("reversed", lambda d: d[::-1] if d.ndim and len(d) > 1 else None)
+everywhere("reversed", lambda d: np.flip(d, -1) if d.ndim > 1 else None)
+everywhere("permuted", lambda d: np.moveaxis(d, 0, 1) if d.ndim > 2 else None)
+everywhere("float32", lambda d: d.astype("float32").astype("float64"))
+everywhere("shape", lambda d: d.reshape(-1) if d.ndim > 1 else None)
+everywhere("NaN", lambda d: np.where(np.arange(d.size).reshape(d.shape) == 0, np.nan, d))
+everywhere("inf", lambda d: np.where(np.arange(d.size).reshape(d.shape) == 0, np.inf, d))
+everywhere("transposed+sign", then(swapped, -1))
+everywhere("transposed+factor", then(swapped, 1 / 2))
+everywhere("column-major+sign", then(by_columns, -1))
+everywhere("sign+factor", lambda d: -d / len(d) if d.ndim and len(d) > 1 else None)
+
+
+@plants("upstream")
+def local_derivative_only(case):
+    yield from case.rule(dz=jnp.ones_like(case.dz)).items()
+
+
+@plants("upstream+sign")
+def local_derivative_with_the_wrong_sign(case):
+    for name, d in case.rule(dz=jnp.ones_like(case.dz)).items():
+        if not np.allclose(d, 0):
+            yield name, -d
+
+
+@plants(
+    "local factor", "relu", "sigmoid", "tanh", "softmax", "log_softmax", "squared_error", "gate"
+)
+def upstream_passed_through(case):
+    for name in case.true:
+        yield name, np.asarray(case.dz)
+
+
+def one_by_one(case):
+    for n in range(len(case.dz)):
+        mask = (np.arange(len(case.dz)) == n).reshape(-1, *[1] * (case.dz.ndim - 1))
+        yield case.rule(dz=case.dz * mask)
+
+
+@plants("batch", "linear", "norm")
+def batch_axis_kept(case):
+    if case.dz.ndim > 1:
+        each = list(one_by_one(case))
+        for name in set(case.true) - {"x"}:
+            yield name, np.stack([d[name] for d in each])
+
+
+@plants("batch", "linear", "norm")
+def last_example_alone(case):
+    if case.dz.ndim > 1:
+        for name, d in list(one_by_one(case))[-1].items():
+            if name != "x":
+                yield name, d
+
+
+@plants("batch+sign", "linear", "norm")
+def batch_axis_kept_with_the_wrong_sign(case):
+    for name, d in batch_axis_kept(case):
+        yield name, -d
+
+
+@plants("broadcast", "scaled")
+def broadcast_kept(case):
+    yield "s", np.asarray(case.dz * case.args[0])
+
+
+@plants("axis", "linear", "norm")
+def bias_summed_over_the_features(case):
+    if case.dz.ndim > 1:
+        name = "b" if case.layer.name == "linear" else "beta"
+        yield name, np.asarray(case.dz.reshape(-1, case.dz.shape[-1]).sum(axis=1))
+
+
+@plants("axis", "softmax")
+def softmax_mean_over_another_axis(case):
+    o, do = case.z, case.dz
+    if o.ndim > 1:
+        yield "z", np.asarray(o * (do - (o * do).sum(axis=0)))
+        yield "z", np.asarray(o * (do - (o * do).sum()))
+
+
+@plants("axis", "log_softmax")
+def log_softmax_sum_over_another_axis(case):
+    r, dr = case.z, case.dz
+    if r.ndim > 1:
+        yield "z", np.asarray(dr - np.exp(r) * dr.sum(axis=0))
+        yield "z", np.asarray(dr - np.exp(r) * dr.sum())
+
+
+@plants("diagonal", "softmax")
+def softmax_diagonal(case):
+    yield "z", np.asarray(case.z * (1 - case.z) * case.dz)
+
+
+@plants("diagonal", "log_softmax")
+def log_softmax_diagonal(case):
+    yield "z", np.asarray((1 - np.exp(case.z)) * case.dz)
+
+
+@plants("diagonal+sign", "softmax")
+def softmax_diagonal_with_the_wrong_sign(case):
+    yield "z", np.asarray(-case.z * (1 - case.z) * case.dz)
+
+
+@plants("mean path", "norm")
+def norm_without_its_mean_path(case):
+    yield "x", np.asarray(norm_bwd(case.residuals, case.dz, paths="variance")[0])
+
+
+@plants("variance path", "norm")
+def norm_without_its_variance_path(case):
+    yield "x", np.asarray(norm_bwd(case.residuals, case.dz, paths="mean")[0])
+
+
+@plants("mean path+variance path", "norm")
+def norm_with_its_direct_path_only(case):
+    yield "x", np.asarray(norm_bwd(case.residuals, case.dz, paths="")[0])
+
+
+@plants("Bessel", "norm")
+def norm_with_bessel(case):
+    n = case.dz.shape[-1]
+    yield "x", np.asarray(norm_bwd(case.residuals, case.dz, n=n / (n - 1))[0])
+
+
+@plants("branch", "gate")
+def one_branch(case):
+    x, dz, t = case.args[0], case.dz, jnp.tanh(case.args[0])
+    yield "x", np.asarray(dz * t)
+    yield "x", np.asarray(dz * x * (1 - t**2))
+
+
+@plants("branch", "softmax")
+def softmax_without_its_sum(case):
+    yield "z", np.asarray(case.z * case.dz)
+
+
+@plants("duplicates", "rows")
+def duplicate_ids_overwritten(case):
+    table, ids = case.args
+    yield "table", np.asarray(jnp.zeros_like(table).at[np.asarray(ids)].set(case.dz))
+
+
+@plants("label", "cross_entropy", "softmax_cross_entropy")
+def label_off_by_one(case):
+    y = case.args[1]
+    other = jnp.maximum(y - 1, 0)
+    residuals = (case.residuals[0], other)
+    yield from case.rule(residuals=residuals).items()
+
+
+@plants("output", "tanh")
+def tanh_slope_at_the_output(case):
+    yield "x", np.asarray(case.dz * (1 - np.tanh(case.z) ** 2))
+
+
+@plants("output", "sigmoid")
+def sigmoid_slope_at_the_output(case):
+    s = 1 / (1 + np.exp(-case.z))
+    yield "x", np.asarray(case.dz * s * (1 - s))
+
+
+@plants("value", "relu", "tanh", "sigmoid")
+def value_for_slope(case):
+    yield "x", np.asarray(case.dz * case.z)
+
+
+@plants("kink", "relu at 0")
+def relu_with_slope_one_half_at_0(case):
+    x = np.asarray(case.args[0])
+    yield "x", np.asarray(case.dz * np.where(x > 0, 1, np.where(x == 0, 0.5, 0)))
+
+
+@plants("masked", "softmax_cross_entropy", "cross_entropy")
+def a_place_that_must_be_0_is_not(case):
+    for name, d in case.true.items():
+        places = np.argwhere(d == 0)[:1]
+        if len(places) and d.size > 2:
+            wrong = d.copy()
+            wrong[tuple(places[0])] = 1.5
+            yield name, wrong
+
+
+def random_errors(case, rng):
+    """Wrong cotangents that no mistake explains."""
+    for name, d in case.true.items():
+        yield name, rng.normal(size=d.shape)
+        yield name, d + 1e-3 * rng.normal(size=d.shape)
+        yield name, d * (1 + 0.1 * rng.random(size=d.shape)) + 0.1
+
+
+def judge(case, name, d):
+    """The verdict on the cotangent d of an argument."""
+    return compare_leaf("d" + name, d, case.true[name], case.judges[name])
+
+
+def confusion(all_cases):
+    """Planted mistake -> what was named -> how often; "" where nothing was."""
+    table = defaultdict(lambda: defaultdict(int))
+    for case in all_cases:
+        for (mistake, _), (plant, layers) in PLANTS.items():
+            if layers and case.layer.name not in layers:
+                continue
+            for name, wrong in plant(case):
+                if wrong.shape == case.true[name].shape and np.allclose(
+                    wrong, case.true[name], rtol=1e-12, atol=0
+                ):
+                    continue  # at this point the mistake changes nothing
+                table[mistake][judge(case, name, wrong).mistakes] += 1
+    return table
+
+
+def named(mistake, names):
+    """Whether all parts of a planted mistake are among the names."""
+    return set(mistake.split("+")) <= set(names)
+
+
+def text(table):
+    """The confusion table as lines of text."""
+    lines = [f"{'planted':24}{'times':>6}{'named':>9}{'alone':>9}   otherwise"]
+    everything = defaultdict(int)
+    for mistake, answers in sorted(table.items()):
+        for names, n in answers.items():
+            alone = set(mistake.split("+")) == set(names)
+            everything[alone, named(mistake, names)] += n
+        missed = {names: n for names, n in answers.items() if not named(mistake, names)}
+        rest = ", ".join(f"{n} {'+'.join(names) or 'unknown'}" for names, n in missed.items())
+        times = sum(answers.values())
+        alone = sum(n for a, n in answers.items() if set(mistake.split("+")) == set(a))
+        shares = f"{1 - sum(missed.values()) / times:9.1%}{alone / times:9.1%}"
+        lines.append(f"{mistake:24}{times:6}{shares}   {rest}".rstrip())
+    times = sum(everything.values())
+    right = times - everything[False, False]
+    alone = everything[True, True]
+    return "\n".join([*lines, f"{'all':24}{times:6}{right / times:9.1%}{alone / times:9.1%}"])
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    print(text(confusion(cases())))

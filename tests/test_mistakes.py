@@ -1,0 +1,55 @@
+"""The checker names the mistake, names none in a right gradient, and admits that it knows none."""
+
+from pathlib import Path
+
+import confusion
+import nbformat
+import numpy as np
+import pytest
+
+ALL = list(confusion.cases())
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "08_checking.ipynb"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return confusion.confusion(ALL)
+
+
+def test_planted_mistakes_are_named(table):
+    times = sum(n for answers in table.values() for n in answers.values())
+    right = sum(
+        n
+        for mistake, answers in table.items()
+        for names, n in answers.items()
+        if confusion.named(mistake, names)
+    )
+    assert right >= 0.98 * times, confusion.text(table)
+    for mistake, answers in table.items():
+        hits = sum(n for names, n in answers.items() if confusion.named(mistake, names))
+        assert hits >= 0.9 * sum(answers.values()), f"{mistake}: {dict(answers)}"
+
+
+def test_a_right_gradient_is_never_blamed():
+    for case in ALL:
+        for name, d in case.rule().items():
+            verdict = confusion.judge(case, name, d)
+            assert verdict.right and verdict.mistakes == (), verdict
+
+
+def test_unrelated_errors_are_admitted_to_be_unknown():
+    rng = np.random.default_rng(0)
+    verdicts = [
+        confusion.judge(case, name, wrong)
+        for case in ALL
+        for name, wrong in confusion.random_errors(case, rng)
+    ]
+    assert not any(verdict.right for verdict in verdicts)
+    unknown = sum("no known mistake" in verdict.words for verdict in verdicts)
+    assert unknown >= 0.99 * len(verdicts)
+    assert sum(verdict.mistakes == () for verdict in verdicts) == unknown
+
+
+def test_the_notebook_prints_the_table_that_the_script_prints(table):
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    assert any(confusion.text(table) in cell.source for cell in cells)
