@@ -91,7 +91,7 @@ def _parts(cells):
 
 
 def _stub(source, exercise, place):
-    # Only a function is replaced for sure: a variable may live on, and be right, from earlier cells.
+    # Only a function is surely replaced: a variable may live on, and be right, from earlier cells.
     try:
         functions = [node for node in ast.walk(ast.parse(source)) if hasattr(node, "returns")]
     except SyntaxError as problem:
