@@ -234,7 +234,8 @@ def test_a_stub_names_the_innermost_function_and_is_indented_as_its_markers():
         return dx"""
     stubbed = student(source, "f()")[1].source
     assert "17" not in stubbed and "18" not in stubbed and stubbed.endswith("return dx")
-    assert "            raise NotImplementedError(" in stubbed
+    indents = re.findall(r"(?m)^( *)# Write .*\n( *)raise NotImplementedError\(", stubbed)
+    assert indents == [(" " * 12, " " * 12)] * 2
     assert re.findall(r"write (\w+)", stubbed) == ["factor", "backward"]
     ast.parse(stubbed)
 
@@ -288,6 +289,7 @@ BAD = {
     "marker not indented": ([SOLVED.replace("    ###", "###"), "f(1)"], "outside of a function"),
     "not Python": ([SOLVED + "\n%time f(1)", "f(1)"], "cell 1.* not valid Python"),
     "no check": (["f(1)", SOLVED], "cell 0.*Exercise 9.1 has no check"),
+    "no check of the last": ([SOLVED, "f(1)", SOLVED], "cell 0.*Exercise 9.1 has no check"),
     "no answer": (["f(1)"], "cell 0.*Exercise 9.1 has no check"),
 }
 
@@ -400,7 +402,7 @@ def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch, cap
     path.write_text("of before", "utf-8")
 
     def full(self, content):
-        self.touch()
+        self.write_text("half", "utf-8")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)

@@ -43,7 +43,8 @@ def _require_executed(cells):
         if cell.execution_count != count:
             raise ValueError(
                 f"{_place(number, cell)}: the notebook is not executed in order: "
-                f"expected execution count {count}; got {cell.execution_count}"
+                f"expected execution count {count}; got {cell.execution_count}. "
+                "Run handgrad accept"
             )
 
 
