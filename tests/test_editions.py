@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -352,6 +353,25 @@ def test_the_command_prints_the_files_it_wrote(tmp_path, capsys):
     assert path.name == "03_chain_rule.student.ipynb"
     status, printed, _ = command(capsys, "--to", "ipynb", "--edition", "instructor", "-o", tmp_path)
     assert status == 0 and len(printed.splitlines()) == len(NOTEBOOKS)
+
+
+def test_paper_and_page_are_given_the_edition(tmp_path, monkeypatch, capsys):
+    def pdf(notebook, kind, paper):
+        return f"{len(secrets(notebook))} {kind} {paper}".encode()
+
+    def html(notebook, kind):
+        return f"{len(notebook.cells)} α {kind}"
+
+    monkeypatch.setitem(sys.modules, "handgrad.classroom.paper", SimpleNamespace(pdf=pdf))
+    monkeypatch.setitem(sys.modules, "handgrad.classroom.page", SimpleNamespace(html=html))
+    one = FOLDER / "03_chain_rule.ipynb"
+    solved = ["--edition", "instructor", "--to", "pdf", "--paper", "letter"]
+    assert command(capsys, one, *solved, "-o", tmp_path)[0] == 0
+    written = (tmp_path / "03_chain_rule.instructor.pdf").read_text("utf-8")
+    assert written == f"{len(secrets(read(one)))} instructor letter"
+    assert command(capsys, one, "--to", "html", "-o", tmp_path)[0] == 0
+    written = (tmp_path / "03_chain_rule.student.html").read_text("utf-8")
+    assert written == f"{len(read(one).cells)} α student"
 
 
 @pytest.mark.parametrize(
