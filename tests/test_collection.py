@@ -68,7 +68,7 @@ def test_a_notebook_has_its_parts(path):
 
 @pytest.mark.parametrize(
     "path",
-    [*NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+    [*NOTEBOOKS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "TEACHING.md"))],
     ids=lambda path: path.name,
 )
 def test_every_link_and_image_leads_somewhere(path):

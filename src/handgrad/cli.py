@@ -1,4 +1,4 @@
-"""The command handgrad: prove the rules, accept the notebooks' new outputs."""
+"""The command handgrad: prove the rules, accept the notebooks' new outputs, hand them out."""
 
 import argparse
 import sys
@@ -16,12 +16,20 @@ def main(argv=None):
     proof.add_argument("name", nargs="?", help="a layer or a module: softmax, activations, ...")
     renewal = commands.add_parser("accept", help="re-execute notebooks and store their outputs")
     renewal.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
+    lesson = commands.add_parser("handout", help="write notebooks for students or instructors")
+    lesson.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
+    lesson.add_argument("--edition", choices=["student", "instructor"], default="student")
+    lesson.add_argument("--to", choices=["pdf", "html", "ipynb"], default="pdf")
+    lesson.add_argument("-o", dest="folder", metavar="DIR", type=Path, required=True)
+    lesson.add_argument("--paper", choices=["a4", "letter"], default="a4", help="of the pdf")
     options = parser.parse_args(argv)
     try:
         if options.command == "accept":
             return accept(options.notebooks)
+        if options.command == "handout":
+            return hand_out(options)
         return verify(getattr(options, "name", None))
-    except (FileNotFoundError, LookupError, RuntimeError, ImportError) as problem:
+    except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
         print(f"handgrad: {problem}", file=sys.stderr)
         return 2
 
@@ -86,6 +94,17 @@ def accept(paths=()):
         readme = notebooks.FOLDER.parent / "README.md"
         before, _, after = readme.read_text("utf-8").split(MARK)
         readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
+    return 0
+
+
+def hand_out(options):
+    """Write the handouts that the command line asks for, and print their paths."""
+    from handgrad.classroom.handout import handout
+    from handgrad.notebooks import FOLDER
+
+    paths = options.notebooks or sorted(FOLDER.glob("*.ipynb"))
+    written = handout(paths, options.edition, options.to, options.folder, options.paper)
+    print(*written, sep="\n")
     return 0
 
 

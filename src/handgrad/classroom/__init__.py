@@ -1,0 +1,1 @@
+"""From notebooks to what a class is given: editions, handouts."""

@@ -1,0 +1,138 @@
+"""Grading: what TEACHING.md tells a teacher to type, with the real nbgrader and without it."""
+
+import csv
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_editions import secrets, strings
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "01_gradient.ipynb"
+# A sign in the answer to Exercise 1.3.
+RIGHT = "return 2 * difference * dl, -2 * difference * dl"
+MISTAKE = "return 2 * difference * dl, 2 * difference * dl"
+
+
+def follow(folder, heading):
+    """Run, in that folder, the commands below those words of TEACHING.md; return their output."""
+    text = (ROOT / "TEACHING.md").read_text("utf-8").partition(heading)[2]
+    commands = re.search(r"(?s)```sh\n(.*?)```", text)[1]
+    settings = {
+        "HOME": folder,
+        "IPYTHONDIR": folder / "ipython",
+        "JUPYTER_CONFIG_DIR": folder / "config",
+        "JAX_COMPILATION_CACHE_DIR": folder / "cache",  # the submissions compile the same
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{commands}"],
+        cwd=folder,
+        env=os.environ | {name: str(value) for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def filled(student, solved):
+    """The student's notebook, copied, with the answers of the other."""
+    student = deepcopy(student)
+    solved = {cell.id: cell for cell in solved.cells}
+    for cell in student.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = solved[cell.id].source
+    return student
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory):
+    """A folder where three students' work has come back, and what they were given."""
+    folder = tmp_path_factory.mktemp("classroom")
+    (folder / "notebooks").symlink_to(ROOT / "notebooks")
+    follow(folder, "## As files")
+    follow(folder, "## With nbgrader")
+    unfilled = read(folder / "handouts" / f"{NOTEBOOK.stem}.student.ipynb")
+    released = read(folder / "course" / "release" / "week1" / NOTEBOOK.name)
+    solved = read(folder / "course" / "source" / "week1" / NOTEBOOK.name)
+    mistaken = filled(unfilled, solved)
+    (answer,) = (cell for cell in mistaken.cells if RIGHT in cell.source)
+    answer.source = answer.source.replace(RIGHT, MISTAKE)
+    # Two have used our edition, and one nbgrader's own.
+    returned = {"filled": filled(released, solved), "mistaken": mistaken, "unfilled": unfilled}
+    (folder / "returned").mkdir()
+    for name, notebook in returned.items():
+        nbformat.write(notebook, folder / "returned" / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def course(classroom):
+    """The course, when nbgrader has graded the three."""
+    for work in (classroom / "returned").iterdir():
+        path = classroom / "course" / "submitted" / work.stem / "week1" / NOTEBOOK.name
+        path.parent.mkdir(parents=True)
+        notebook = read(work)
+        if work.stem == "mistaken":
+            check = next(cell for cell in notebook.cells if "unswapped, p, t" in cell.source)
+            check.source = "pass"  # to no avail
+        nbformat.write(notebook, path)
+    follow(classroom / "course", "Then, in `course`")
+    return classroom / "course"
+
+
+def feedback(course, student):
+    page = course / "feedback" / student / "week1" / NOTEBOOK.with_suffix(".html").name
+    return html.unescape(re.sub(r"(?s)<style.*?</style>|<[^>]*>", "", page.read_text("utf-8")))
+
+
+def test_nbgrader_gives_a_point_for_each_right_answer(course):
+    with open(course / "grades.csv", newline="") as table:
+        grades = {
+            row["student_id"]: (row["score"], row["max_score"]) for row in csv.DictReader(table)
+        }
+    assert grades == {
+        "filled": ("2.0", "2.0"),
+        "unfilled": ("0.0", "2.0"),
+        "mistaken": ("1.0", "2.0"),
+    }
+
+
+def test_the_feedback_holds_the_diagnosis(course):
+    said = feedback(course, "mistaken")
+    assert re.search(r"GradientMismatch: dprediction +\(2, 3\) +matches", said)
+    assert re.search(r"dtarget +\(2, 3\) +WRONG: \w+", said.partition("GradientMismatch: ")[2])
+    assert "GradientMismatch: " not in feedback(course, "filled")
+
+
+def test_the_feedback_on_a_stub_says_what_to_do(course):
+    said = feedback(course, "unfilled")
+    assert "NotImplementedError: Exercise 1.2: write gradient_of_form, then check again" in said
+
+
+def test_nbgrader_s_own_release_leaks_nothing(course):
+    released = json.loads((course / "release" / "week1" / NOTEBOOK.name).read_text("utf-8"))
+    text = "".join(strings(released))
+    assert [line for line in secrets(read(NOTEBOOK)) if line in text] == []
+
+
+def test_without_nbgrader_the_checks_that_fail_are_counted(classroom):
+    printed = follow(classroom, "## Files that come back")
+    assert [line.rpartition("/")[2] for line in printed.splitlines()] == [
+        "filled.ipynb:0",
+        "mistaken.ipynb:1",
+        "unfilled.ipynb:2",
+    ]
