@@ -16,12 +16,16 @@ def main(argv=None):
     proof.add_argument("name", nargs="?", help="a layer or a module: softmax, activations, ...")
     renewal = commands.add_parser("accept", help="re-execute notebooks and store their outputs")
     renewal.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
+    pages = commands.add_parser("site", help="the notebooks as a static site, to open offline")
+    pages.add_argument("-o", dest="out", type=Path, default=Path("site"), metavar="DIR")
     options = parser.parse_args(argv)
     try:
         if options.command == "accept":
             return accept(options.notebooks)
+        if options.command == "site":
+            return site(options.out)
         return verify(getattr(options, "name", None))
-    except (FileNotFoundError, LookupError, RuntimeError, ImportError) as problem:
+    except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
         print(f"handgrad: {problem}", file=sys.stderr)
         return 2
 
@@ -86,6 +90,15 @@ def accept(paths=()):
         readme = notebooks.FOLDER.parent / "README.md"
         before, _, after = readme.read_text("utf-8").split(MARK)
         readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
+    return 0
+
+
+def site(out):
+    """Write the site of all notebooks to the folder `out`, and print where it starts."""
+    from handgrad.classroom.site import build
+    from handgrad.notebooks import FOLDER
+
+    print(build(FOLDER, out))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""What a classroom needs, made from the executed notebooks: handouts, a cheat sheet, a site."""
