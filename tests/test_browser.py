@@ -147,7 +147,7 @@ def test_an_equation_s_mention_leads_to_the_equation(chromium, pages):
         page.goto((pages / "notebooks" / "07_two_layer_network.html").as_uri())
         page.get_by_role("link", name="(6.14)").first.click()
         assert Path(page.url.partition("#")[0]).stem == "06_softmax_cross_entropy"
-        page.wait_for_selector("[id='equation-6.14']:target mjx-container")
+        expect(page.locator("[id='equation-6.14']:target mjx-container")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("kind", ["student", "instructor"])
