@@ -110,6 +110,26 @@ def complaints(chromium):
     page.close()
 
 
+@pytest.mark.parametrize(
+    "body, complaint",
+    [
+        ("<img src='https://example.org/a.png'>", "asks for https://example.org"),
+        ("<img src='nowhere.png'>", "doesn't get file:"),
+        ("<script>nothing()</script>", "raises nothing is not defined"),
+        ("<script>console.error('no')</script>", "logs no"),
+        ("<math><merror>x</merror></math>", "fails at x"),
+        ("<p>so $x$ is</p>", "shows raw '$x$ is'"),
+        (r"<details>by \[ x \]</details>", "shows raw '\\\\[ x"),
+        ("<div style='width: 50em'>wide</div>", "pixels wide"),
+        ("<p>a formula is lost</p>", "renders 0 of 1 formulas"),
+    ],
+)
+def test_a_reader_complains_about_what_is_wrong(complaints, tmp_path, body, complaint):
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><title>A page</title>{body}")
+    assert complaint in "; ".join(complaints(page, expected=1))
+
+
 def test_every_page_of_the_site_renders_without_a_network(complaints, pages):
     files = sorted(pages.rglob("*.html"))
     expected = {path.stem: formulas(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
