@@ -47,7 +47,7 @@ def chromium():
         refuse("no chromium on the path; Debian's package chromium has it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        expect.set_options(timeout=30_000)
+        expect.set_options(timeout=60_000)
         yield browser
         browser.close()
 
@@ -59,6 +59,7 @@ def pages(tmp_path_factory):
 
 def listen(page, own):
     """The list that fills with the page's errors and its requests to anything but `own`."""
+    page.set_default_timeout(60_000)
     heard = []
 
     def on_request(request):

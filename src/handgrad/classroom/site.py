@@ -167,7 +167,7 @@ def _run_sphinx(source, html):
 
 
 def setup(app):
-    """What Sphinx is to do for us: fold solutions, and lead from an equation's number to it."""
+    """What Sphinx is to do for us: fold solutions, and link an equation's number to it."""
     from docutils import nodes
 
     equations = {}
@@ -177,6 +177,8 @@ def setup(app):
             if "solution" in cell.get("cell_metadata", {}).get("tags", []):
                 cell.insert(0, nodes.raw("", UNFOLD.format("the code"), format="html"))
                 cell.append(nodes.raw("", "</details>", format="html"))
+        for image in document.findall(nodes.image):
+            image.attributes.setdefault("alt", "the figure that the code above draws")
 
     def number(app, document):
         for block in document.findall(nodes.math_block):
