@@ -20,14 +20,18 @@ def main(argv=None):
     lesson.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
     lesson.add_argument("--edition", choices=["student", "instructor"], default="student")
     lesson.add_argument("--to", choices=["pdf", "html", "ipynb"], default="pdf")
-    lesson.add_argument("-o", dest="folder", metavar="DIR", type=Path, required=True)
+    lesson.add_argument("-o", dest="folder", metavar="DIR", type=Path, default=Path("handouts"))
     lesson.add_argument("--paper", choices=["a4", "letter"], default="a4", help="of the pdf")
+    pages = commands.add_parser("site", help="the notebooks as a static site, to open offline")
+    pages.add_argument("-o", dest="out", type=Path, default=Path("site"), metavar="DIR")
     options = parser.parse_args(argv)
     try:
         if options.command == "accept":
             return accept(options.notebooks)
         if options.command == "handout":
             return hand_out(options)
+        if options.command == "site":
+            return site(options.out)
         return verify(getattr(options, "name", None))
     except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
         print(f"handgrad: {problem}", file=sys.stderr)
@@ -105,6 +109,15 @@ def hand_out(options):
     paths = options.notebooks or sorted(FOLDER.glob("*.ipynb"))
     written = handout(paths, options.edition, options.to, options.folder, options.paper)
     print(*written, sep="\n")
+    return 0
+
+
+def site(out):
+    """Write the site of all notebooks to the folder `out`, and print where it starts."""
+    from handgrad.classroom.site import build
+    from handgrad.notebooks import FOLDER
+
+    print(build(FOLDER, out))
     return 0
 
 

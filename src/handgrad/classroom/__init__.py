@@ -1,1 +1,1 @@
-"""From notebooks to what a class is given: editions, handouts."""
+"""What a classroom needs, made from the executed notebooks: handouts, a cheat sheet, a site."""

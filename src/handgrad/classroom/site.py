@@ -1,0 +1,210 @@
+"""The executed notebooks as a static site that opens from a folder, without a network."""
+
+import importlib
+import io
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+NEEDS = ("furo", "mathjax", "myst_nb", "nbformat", "sphinx")
+LINKS = "color-brand-primary", "color-brand-content", "color-brand-visited"
+SETTINGS = {
+    "project": "handgrad",
+    "extensions": ["myst_nb", "handgrad.classroom.site"],
+    "root_doc": "index",
+    "nb_execution_mode": "off",
+    "nb_render_markdown_format": "myst",
+    "myst_enable_extensions": ["dollarmath", "amsmath"],
+    "myst_dmath_double_inline": True,
+    "myst_heading_anchors": 3,
+    "mathjax_path": "mathjax.js",
+    # its menu would look for more of MathJax than the one file
+    "mathjax3_config": {"options": {"enableMenu": False}},
+    "html_theme": "furo",
+    "html_theme_options": {
+        "light_css_variables": dict.fromkeys(LINKS, "#0072B2")
+        | {"right": "#007A59", "wrong": "#B2182B", "tint": "7%"},
+        "dark_css_variables": dict.fromkeys(LINKS, "#6CB8E6")
+        | {"right": "#3FC49C", "wrong": "#FF8A80", "tint": "13%"},
+    },
+    "html_title": "handgrad",
+    "html_static_path": ["_static"],
+    "html_css_files": ["site.css"],
+    "html_use_index": False,
+    "html_copy_source": False,
+    "html_show_copyright": False,
+    # a page that was opened from a folder may not read another one to quote from it
+    "html_show_search_summary": False,
+}
+UNFOLD = '<details class="solution"><summary>Show {}</summary>'
+
+
+def build(notebooks, out):
+    """Make the site of the folder `notebooks` in the folder `out`; return its front page.
+
+    The front page is the README beside `notebooks`, and whatever it and the notebooks link to
+    comes along. `out` is replaced as a whole when all went well, or else stays as it was.
+
+    Raises:
+        FileExistsError: `out` holds something other than a site.
+        FileNotFoundError: there is no notebook, or no README beside the folder.
+        ImportError: a library is missing; says which extra installs it.
+        RuntimeError: Sphinx has warned; quotes it.
+        ValueError: a notebook has not been executed.
+
+    """
+    for name in NEEDS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            advice = 'python -m pip install -e ".[classroom]"'
+            raise ImportError(f"site: {name} is missing: {advice}") from None
+    notebooks, out = Path(notebooks).resolve(), Path(out).resolve()
+    if out.exists() and not (out / ".buildinfo").is_file() and any(out.iterdir()):
+        raise FileExistsError(f"{out}: expected a new or empty folder, or a site; left as it is")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        source, html = Path(work, "source"), Path(work, "html")
+        _write_sources(notebooks, source)
+        _run_sphinx(source, html)
+        if out.exists():
+            out.rename(Path(work, "before"))
+        html.rename(out)
+    return out / "index.html"
+
+
+def _write_sources(notebooks, source):
+    # What Sphinx reads lies as it does in the project, so that links between files hold.
+    import mathjax
+
+    root, pages = notebooks.parent, sorted(notebooks.glob("*.ipynb"))
+    if not pages:
+        raise FileNotFoundError(f"{notebooks}: no notebooks there")
+    front = root / "README.md"
+    pages.insert(0, front)
+    for page in pages:  # which grows by what a page links to
+        place = source / ("index.md" if page == front else page.relative_to(root))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        text = _text(page)
+        if text is None:
+            shutil.copyfile(page, place)
+            continue
+        if page.suffix == ".py":
+            shutil.copyfile(page, place)
+            place = place.with_suffix(".md")
+        for target in re.findall(r"\]\(([^)\s#:]+)", text):
+            linked = (page.parent / target).resolve()
+            if linked.is_file() and linked.is_relative_to(root) and linked not in pages:
+                pages.append(linked)
+        text = re.sub(r"(\]\([^)\s:]*)\.py\)", r"\1.md)", text)
+        text = re.sub(r"(\]\([^)\s:]*)README\.md", r"\1index.md", text)
+        place.write_text(text, "utf-8")
+    with (source / "index.md").open("a", encoding="utf-8") as index:
+        for title, suffix in {"Notebooks": ".ipynb", "Modules": ".py", "More": ".md"}.items():
+            kin = [p.relative_to(root) for p in pages if p.suffix == suffix and p != front]
+            listed = "\n".join(path.with_suffix("").as_posix() for path in kin)
+            index.write(f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{listed}\n```\n")
+    static = source / "_static"
+    static.mkdir()
+    shutil.copyfile(Path(__file__).with_name("site.css"), static / "site.css")
+    es5 = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
+    shutil.copyfile(es5 / "tex-svg-full.js", static / "mathjax.js")
+
+
+def _text(page):
+    # A page of the site as Sphinx reads it; None for a file that is not a page.
+    if page.suffix == ".ipynb":
+        return _notebook(page)
+    if page.suffix == ".py":
+        return f"# `{page.stem}`\n\n```{{literalinclude}} {page.name}\n```\n"
+    return page.read_text("utf-8") if page.suffix == ".md" else None
+
+
+def _notebook(path):
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0]
+    if re.match(r"\[.*(←|→).*\]\(", first.source):  # the theme has its own previous and next
+        first.source = first.source.partition("\n")[2]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            if cell.execution_count is None:
+                raise ValueError(f"{path}: a cell is not executed; run `handgrad accept {path}`")
+            if "### BEGIN SOLUTION" in cell.source:
+                cell.source = re.sub(r"(?m)^ *### (BEGIN|END) SOLUTION\n?", "", cell.source)
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "solution"]
+        elif "solution" in cell.metadata.get("tags", []):
+            cell.source = UNFOLD.format("the solution") + f"\n\n{cell.source}\n\n</details>"
+    return nbformat.writes(notebook)
+
+
+def _run_sphinx(source, html):
+    from sphinx.application import Sphinx
+    from sphinx.util.console import strip_colors
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+    from tqdm import tqdm
+
+    warnings = io.StringIO()
+    pages = sum(path.suffix in (".ipynb", ".md") for path in source.rglob("*.*"))
+    progress = tqdm(total=pages, disable=None, unit="page")
+    with patch_docutils(), docutils_namespace(), progress:
+        app = Sphinx(
+            srcdir=source,
+            confdir=None,
+            outdir=html,
+            doctreedir=html.with_name("doctrees"),
+            buildername="html",
+            confoverrides=SETTINGS,
+            status=None,
+            warning=warnings,
+        )
+        app.connect("source-read", lambda *_: progress.update())
+        app.build()
+    if complaints := strip_colors(warnings.getvalue()).replace(f"{source}/", "").strip():
+        raise RuntimeError(f"the site is not written, since Sphinx warns:\n{complaints}")
+
+
+def setup(app):
+    """What Sphinx is to do for us: fold solutions, and link an equation's number to it."""
+    from docutils import nodes
+
+    equations = {}
+
+    def fold(app, document):
+        for cell in document.findall(nodes.container):
+            if "solution" in cell.get("cell_metadata", {}).get("tags", []):
+                cell.insert(0, nodes.raw("", UNFOLD.format("the code"), format="html"))
+                cell.append(nodes.raw("", "</details>", format="html"))
+        for image in document.findall(nodes.image):
+            image.attributes.setdefault("alt", "the figure that the code above draws")
+
+    def number(app, document):
+        for block in document.findall(nodes.math_block):
+            # as it stands, where Sphinx would wrap it in a split or number it once more
+            block["classes"].append("amsmath")
+            block["number"] = None
+            for tag in re.findall(r"\\tag\{(.*?)\}", block.astext()):
+                block["ids"].append(f"equation-{tag}")
+                equations[tag] = app.env.docname
+
+    def link(app, document, page):
+        for block in document.findall(nodes.math_block):
+            block["ids"].clear()  # the box that the theme has put around it bears them
+        verbatim = nodes.FixedTextElement, nodes.literal, nodes.math, nodes.reference, nodes.title
+        for text in list(document.findall(nodes.Text)):
+            if isinstance(text.parent, verbatim):
+                continue
+            pieces = [nodes.Text(piece) for piece in re.split(r"(\(\d+\.\d+\))", text)]
+            for i, piece in enumerate(pieces):
+                if there := equations.get(piece[1:-1]):
+                    uri = f"{app.builder.get_relative_uri(page, there)}#equation-{piece[1:-1]}"
+                    pieces[i] = nodes.reference("", "", piece, refuri=uri, internal=True)
+            if len(pieces) > 1:
+                text.parent.replace(text, pieces)
+
+    app.connect("doctree-read", fold)
+    app.connect("doctree-read", number)
+    app.connect("doctree-resolved", link)
+    return {"parallel_read_safe": False}

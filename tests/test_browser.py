@@ -1,0 +1,252 @@
+"""In a real browser: every page renders, asks no host for anything, and a notebook runs in Lab."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from handgrad.classroom import site
+from handgrad.notebooks import FOLDER
+
+NOTEBOOK = "03_chain_rule.ipynb"  # the one that runs in Lab
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PHONE = {"width": 390, "height": 844}
+# What MathJax makes of a formula that it can't read: an error node, or its source in red.
+FAILED = "merror, mjx-merror, [data-mjx-error], [mathcolor=red], [fill=red], [style*='color: red']"
+RUN_ALL_CELLS = """async () => {
+    const { context } = jupyterapp.shell.currentWidget
+    await context.ready
+    await context.sessionContext.ready
+    const late = (_, fail) => setTimeout(() => fail("no answer from the kernel in time"), 120_000)
+    await Promise.race([jupyterapp.commands.execute("notebook:run-all-cells"), new Promise(late)])
+}"""
+RAW = re.compile(r"\$|\\[A-Za-z]+|\\[()\[\]{}\\]")
+
+# the site's libraries call what the next Sphinx will rename
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:PendingDeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = shutil.which("chromium")
+    if not path:
+        refuse = pytest.fail if os.environ.get("HANDGRAD_NEEDS_CHROMIUM") else pytest.skip
+        refuse("no chromium on the path; Debian's package chromium has it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        expect.set_options(timeout=60_000)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    return site.build(FOLDER, tmp_path_factory.mktemp("classroom") / "site").parent
+
+
+def listen(page, own):
+    """The list that fills with the page's errors and its requests to anything but `own`."""
+    page.set_default_timeout(60_000)
+    heard = []
+
+    def on_request(request):
+        if not request.url.startswith((own, "data:", "blob:")):
+            heard.append(f"asks for {request.url}")
+
+    def on_console(message):
+        if message.type in ("error", "warning"):
+            heard.append(f"logs {message.text}")
+
+    page.on("request", on_request)
+    page.on("requestfailed", lambda request: heard.append(f"doesn't get {request.url}"))
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: heard.append(f"raises {error}"))
+    return heard
+
+
+def formulas(notebook):
+    """How many formulas stand in the notebook's text."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    without_code = re.sub(r"(?s)```.*?```|`[^`]*`", "", text)
+    return len(re.findall(r"(?s)\$\$.+?\$\$|\$.+?\$", without_code))
+
+
+@pytest.fixture(scope="module")
+def complaints(chromium):
+    """A function of a file and its number of formulas: what a reader on a phone complains about."""
+    page = chromium.new_page(viewport=PHONE)
+    heard = listen(page, "file:")
+
+    def read(file, expected=0):
+        heard.clear()
+        page.goto(file.as_uri())
+        page.evaluate("window.MathJax?.startup?.promise")
+        found = [f"fails at {node.text_content()}" for node in page.locator(FAILED).all()]
+        # a rendered formula comes with its MathML, for those who have the page read to them
+        if (rendered := page.locator("math").count()) < expected:
+            found.append(f"renders {rendered} of {expected} formulas")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > PHONE["width"]:
+            found.append(f"is {width} pixels wide")
+        page.evaluate("document.querySelectorAll('details').forEach(box => box.open = true)")
+        page.evaluate("document.querySelectorAll('pre, code').forEach(code => code.remove())")
+        text = page.inner_text("body")
+        found += [f"shows raw {text[m.start() :][:40]!r}" for m in RAW.finditer(text)]
+        return heard + found
+
+    yield read
+    page.close()
+
+
+@pytest.mark.parametrize(
+    "body, complaint",
+    [
+        ("<img src='https://example.org/a.png'>", "asks for https://example.org"),
+        ("<img src='nowhere.png'>", "doesn't get file:"),
+        ("<script>nothing()</script>", "raises nothing is not defined"),
+        ("<script>console.error('no')</script>", "logs no"),
+        ("<math><merror>x</merror></math>", "fails at x"),
+        ("<p>so $x$ is</p>", "shows raw '$x$ is'"),
+        (r"<details>by \[ x \]</details>", "shows raw '\\\\[ x"),
+        ("<div style='width: 50em'>wide</div>", "pixels wide"),
+        ("<p>a formula is lost</p>", "renders 0 of 1 formulas"),
+    ],
+)
+def test_a_reader_complains_about_what_is_wrong(complaints, tmp_path, body, complaint):
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><title>A page</title>{body}")
+    assert complaint in "; ".join(complaints(page, expected=1))
+
+
+def test_every_page_of_the_site_renders_without_a_network(complaints, pages):
+    files = sorted(pages.rglob("*.html"))
+    expected = {path.stem: formulas(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
+    assert expected.keys() < {file.stem for file in files}
+    found = {file.stem: complaints(file, expected.get(file.stem, 0)) for file in files}
+    assert {stem: wrong for stem, wrong in found.items() if wrong} == {}
+
+
+def test_next_leads_through_all_notebooks_and_previous_back(chromium, pages):
+    with chromium.new_page(java_script_enabled=False) as page:
+        heard = listen(page, "file:")
+        page.goto((pages / "index.html").as_uri())
+        for path in NOTEBOOKS:
+            page.click(".next-page")
+            assert Path(page.url).stem == path.stem
+        for path in NOTEBOOKS[-2::-1]:
+            page.click(".prev-page")
+            assert Path(page.url).stem == path.stem
+        assert heard == []
+
+
+def test_the_search_finds_a_word_in_a_folder(chromium, pages):
+    with chromium.new_page() as page:
+        heard = listen(page, "file:")
+        page.goto((pages / "notebooks" / "00_contents.html").as_uri())
+        page.fill("input[name=q]", "cotangents")
+        page.press("input[name=q]", "Enter")
+        page.locator("#search-results").get_by_role("link", name="3. Compose in reverse").click()
+        assert "cotangents add" in page.inner_text("article")
+        assert heard == []
+
+
+def test_an_equation_s_mention_leads_to_the_equation(chromium, pages):
+    with chromium.new_page() as page:
+        page.goto((pages / "notebooks" / "07_two_layer_network.html").as_uri())
+        page.get_by_role("link", name="(6.14)").first.click()
+        assert Path(page.url.partition("#")[0]).stem == "06_softmax_cross_entropy"
+        expect(page.locator("[id='equation-6.14']:target mjx-container")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("kind", ["student", "instructor"])
+def test_every_handout_renders_without_a_network(complaints, tmp_path, kind):
+    from handgrad.classroom import editions, page
+
+    found = {}
+    for path in NOTEBOOKS:
+        handout = tmp_path / f"{path.stem}.html"
+        notebook = editions.edition(nbformat.read(path, as_version=4), kind)
+        handout.write_text(page.html(notebook, kind), "utf-8")
+        found[path.stem] = complaints(handout, formulas(notebook))
+    assert {stem: wrong for stem, wrong in found.items() if wrong} == {}
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a JupyterLab that knows nothing but one notebook, none of it executed."""
+    notebook = nbformat.read(FOLDER / NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(execution_count=None, outputs=[])
+    nbformat.write(notebook, tmp_path / NOTEBOOK)
+    kinds = "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES"
+    folders = {f"{kind}_DIR": str(tmp_path / kind.lower()) for kind in kinds}
+    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)  # every cell is to be in the page, not only those in sight
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    folders |= {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "ServerApp.root_dir": tmp_path,
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "IdentityProvider.token": "secret",
+        "LabApp.news_url": "None",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "LabApp.extension_manager": "readonly",
+        "LabApp.expose_app_in_browser": True,
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with (tmp_path / "log").open("w+") as log:
+        server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log)
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while not answers(f"{address}/api"):
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                pytest.fail(f"JupyterLab does not start:\n{(tmp_path / 'log').read_text()}")
+            time.sleep(0.1)
+        yield address
+        server.terminate()
+        server.wait(60)
+
+
+def answers(address):
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def test_a_notebook_runs_all_its_cells_in_jupyterlab(chromium, lab):
+    with chromium.new_page(viewport={"width": 1280, "height": 900}) as page:
+        heard = listen(page, lab)
+        page.goto(f"{lab}/lab/tree/{NOTEBOOK}?token=secret")
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        page.evaluate(RUN_ALL_CELLS)
+        cells = page.evaluate("jupyterapp.shell.currentWidget.content.model.toJSON().cells")
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+        kinds = {output["output_type"] for cell in code for output in cell["outputs"]}
+        assert "stream" in kinds and "error" not in kinds
+        expected = formulas(nbformat.read(FOLDER / NOTEBOOK, as_version=4))
+        expect(page.locator(".jp-Notebook mjx-container")).to_have_count(expected)
+        assert page.locator(FAILED).count() == 0
+        assert heard == []
