@@ -1,0 +1,306 @@
+-- From a notebook's Markdown to paper (typst) and page (HTML). What is unknown here is an error.
+
+local paper = FORMAT == "typst"
+
+local function refuse(what)
+  error("handout: " .. what, 0)
+end
+
+local function write(inlines)
+  local document = pandoc.Pandoc({ pandoc.Plain(inlines) })
+  return (pandoc.write(document, "typst"):gsub("%s+$", ""))
+end
+
+local function quoted(text)
+  return '"' .. text:gsub('[\\"]', "\\%0"):gsub("\n", "\\n") .. '"'
+end
+
+-- Mathematics ------------------------------------------------------------------------------------
+
+-- TeX that pandoc would lose without a word
+local LOST = { "color", "textcolor", "substack", "label", "ref", "eqref", "tag", "hphantom", "vphantom" }
+
+-- What pandoc writes amiss is wrapped in two operators of these names, found again in its typst.
+local function wrapped(name, tex)
+  return "\\operatorname{open" .. name .. "} " .. tex .. " \\operatorname{shut" .. name .. "} "
+end
+
+local function argument(tex, position)
+  local group = tex:match("^%s*(%b{})", position)
+  local found = group or tex:match("^%s*(\\%a+)", position) or tex:match("^%s*(.)", position)
+  local _, last = tex:find(found, position, true)
+  return found, last + 1
+end
+
+-- \left. ... \right|  and  \left\{ ... \right.  stretch their one delimiter
+local function one_sided(tex)
+  local from = 1
+  while true do
+    local first, after = tex:find("\\left%s*%.", from)
+    if not first then
+      break
+    end
+    local depth, here = 1, after + 1
+    while depth > 0 do
+      local at, stop, word = tex:find("\\(%a+)", here)
+      if not at then
+        refuse("\\left without \\right in " .. tex)
+      end
+      if word == "left" then
+        depth = depth + 1
+      elseif word == "right" then
+        depth = depth - 1
+      end
+      here = stop + 1
+      if depth == 0 then
+        local inner = tex:sub(after + 1, at - 1)
+        local mark, rest = argument(tex, here)
+        tex = tex:sub(1, first - 1) .. wrapped("lr", inner .. " " .. mark) .. tex:sub(rest)
+      end
+    end
+    from = first + 1
+  end
+  return tex
+end
+
+local function styled(tex, macro, name)
+  local from = 1
+  while true do
+    local first, last = tex:find("\\" .. macro .. "%f[%A]", from)
+    if not first then
+      return tex
+    end
+    local above, middle = argument(tex, last + 1)
+    local below, rest = argument(tex, middle)
+    local fraction = "\\frac{" .. above .. "}{" .. below .. "}"
+    tex = tex:sub(1, first - 1) .. wrapped(name, fraction) .. tex:sub(rest)
+    from = first + 1
+  end
+end
+
+-- One formula in typst, without the dollars.
+local function formula(tex)
+  for _, macro in ipairs(LOST) do
+    if tex:find("\\" .. macro .. "%f[%A]") then
+      refuse("\\" .. macro .. " has no place in " .. tex)
+    end
+  end
+  tex = tex:gsub("\\begin{array}{[lcr]*}", "\\begin{matrix}"):gsub("\\end{array}", "\\end{matrix}")
+  tex = tex:gsub("\\|", "\\Vert "):gsub("\\operatorname%*{", "\\operatorname{limits ")
+  tex = styled(styled(one_sided(tex), "tfrac", "inline"), "dfrac", "display")
+  local out = write({ pandoc.Math("InlineMath", tex) }):match("^%$(.*)%$$")
+  if not out then
+    refuse("no formula: " .. tex)
+  end
+  out = out:gsub('"open(%a+)"', "%1("):gsub('"shut%a+"', ")")
+  out = out:gsub('"limits ([^"]*)"', 'op("%1", limits: #true)')
+  out = out:gsub('(.?)"([%a ]+)"', function(before, name)
+    if before == "(" then -- upright("a text"), op("already")
+      return nil
+    end
+    return before .. 'op("' .. name .. '")'
+  end)
+  out = out:gsub("#h%(0em%)", "thick"):gsub("#h%(%-1em%)", "#h(-0.1667em)")
+  -- names that typst has given up
+  out = out:gsub("(%l)%.circle%f[%A]", "%1.o"):gsub("%f[%a]sect%f[%A]", "inter")
+  out = out:gsub("bracket%.([lr])%.double", "bracket.%1.stroked")
+  out = out:gsub("#scale%(x: (%d+)%%, y: %d+%%%)%[(.-)%]", "lr(size: #%1%%, %2)")
+  return out
+end
+
+-- Rows and cells of an aligned body; what stands in braces or in an inner environment stays whole.
+local function table_of(tex)
+  local rows, cells, piece, depth, here = {}, {}, "", 0, 1
+  local function close()
+    cells[#cells + 1] = piece:match("^%s*(.-)%s*$")
+    piece = ""
+  end
+  while here <= #tex do
+    local token = tex:match("^\\%a+", here) or tex:match("^\\.", here) or tex:sub(here, here)
+    here = here + #token
+    if token == "\\begin" or token == "{" then
+      depth = depth + 1
+    elseif token == "\\end" or token == "}" then
+      depth = depth - 1
+    end
+    if depth < 0 then
+      return nil
+    elseif depth == 0 and token == "&" then
+      close()
+    elseif depth == 0 and token == "\\\\" then
+      here = here + #(tex:match("^%s*%[[^%]]*%]", here) or "")
+      close()
+      rows[#rows + 1], cells = cells, {}
+    else
+      piece = piece .. token
+    end
+  end
+  close()
+  if #cells > 1 or cells[1] ~= "" then
+    rows[#rows + 1] = cells
+  end
+  return rows
+end
+
+-- A reason, \text{...} with formulas in between, as words that can be broken into lines.
+local function reason(tex)
+  local inlines, here = pandoc.Inlines({}), 1
+  local function add_formula(piece)
+    if piece:match("%S") then
+      inlines:insert(pandoc.RawInline("typst", "$" .. formula(piece) .. "$"))
+    end
+  end
+  while true do
+    local first, last, words = tex:find("\\text(%b{})", here)
+    if not first then
+      break
+    end
+    local before = tex:sub(here, first - 1)
+    if select(2, before:gsub("{", "")) ~= select(2, before:gsub("}", "")) then
+      return "$" .. formula(tex) .. "$"
+    end
+    add_formula(before)
+    words = words:sub(2, -2):gsub("\\([%%#&_$ ])", "%1"):gsub("~", " ")
+    if words:find("[\\$]") then
+      refuse("TeX within \\text" .. words)
+    end
+    if words:match("^%s") then
+      inlines:insert(pandoc.Space())
+    end
+    inlines:extend(pandoc.Inlines(words:match("^%s*(.-)%s*$")))
+    if words:match("%S%s+$") then
+      inlines:insert(pandoc.Space())
+    end
+    here = last + 1
+  end
+  add_formula(tex:sub(here))
+  return write(inlines)
+end
+
+local function display(tex)
+  local number
+  tex = tex:gsub("%s*\\tag%s*(%b{})", function(tag)
+    if number then
+      refuse("two numbers in one formula: " .. tex)
+    end
+    number = tag:sub(2, -2)
+    return ""
+  end)
+  local tagged = number and quoted(number) or "none"
+  local body = tex:match("^%s*\\begin{aligned}(.*)\\end{aligned}%s*$")
+    or tex:match("^%s*\\begin{align%*?}(.*)\\end{align%*?}%s*$")
+  local rows = body and table_of(body)
+  if not rows then
+    return "#formula(" .. tagged .. ", $ " .. formula(tex) .. " $)"
+  end
+  local reasoned = true
+  for _, cells in ipairs(rows) do
+    reasoned = reasoned and #cells <= 4 and (cells[3] or "") == ""
+  end
+  local lines = {}
+  for _, cells in ipairs(rows) do
+    if reasoned then
+      local left, right = formula(cells[1]), formula(cells[2] or "")
+      local why = cells[4] and reason(cells[4]) or ""
+      lines[#lines + 1] = "($" .. left .. "$, $" .. right .. "$, [" .. why .. "])"
+    else
+      lines[#lines + 1] = table.concat(pandoc.List(cells):map(formula), " & ")
+    end
+  end
+  if reasoned then
+    return "#derivation(" .. tagged .. ", " .. table.concat(lines, ", ") .. ")"
+  end
+  return "#formula(" .. tagged .. ", $ " .. table.concat(lines, " \\ ") .. " $)"
+end
+
+local function math(element)
+  if not paper then
+    return nil
+  end
+  local shown = element.mathtype == "DisplayMath" and display(element.text)
+  return pandoc.RawInline("typst", shown or "$" .. formula(element.text) .. "$")
+end
+
+-- Links ------------------------------------------------------------------------------------------
+
+-- A handout stands alone: a link to a file beside the notebook becomes words.
+local function links(inlines)
+  for i, element in ipairs(inlines) do
+    if element.t == "Link" and not element.target:find("^%a+:") then
+      local words = pandoc.utils.stringify(element)
+      local number = element.target:match("^(%d%d)_[^/]*%.ipynb")
+      local content = element.content
+      if number and words:match("^%d+$") then
+        local before = inlines[i - 2] and inlines[i - 2].text or ""
+        local name = before:match("^[Nn]otebooks?$") and "" or "notebook "
+        content = pandoc.Inlines(name .. tonumber(number))
+      elseif number and not words:match("^" .. tonumber(number) .. "%.") then
+        content:extend(pandoc.Inlines(" (notebook " .. tonumber(number) .. ")"))
+      end
+      inlines[i] = pandoc.Span(content)
+    elseif element.t == "Link" and paper and pandoc.utils.stringify(element) ~= element.target then
+      inlines[i] = pandoc.Span({ element, pandoc.Note({ pandoc.Plain({ pandoc.Code(element.target) }) }) })
+    end
+  end
+  return inlines
+end
+
+-- Blocks -----------------------------------------------------------------------------------------
+
+local CALLS = { takeaway = true, mistake = true, solution = true, answer = true, cell = true }
+
+local function div(element)
+  local name = element.classes[1]
+  if not CALLS[name] then
+    refuse("a block of class " .. tostring(name) .. " is unknown")
+  end
+  if not paper then
+    return nil
+  end
+  local blocks = pandoc.Blocks({ pandoc.RawBlock("typst", "#" .. name .. "[") })
+  blocks:extend(element.content)
+  blocks:insert(pandoc.RawBlock("typst", "]"))
+  return blocks
+end
+
+local function escaped(text)
+  return (text:gsub("[&<>]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }))
+end
+
+local function code(element)
+  local class = element.classes[1]
+  if class == "output" and paper then
+    return pandoc.RawBlock("typst", "#output(" .. quoted(element.text) .. ")")
+  elseif class == "output" then
+    local lines = escaped(element.text):gsub("[^\n]*WRONG[^\n]*", "<strong>%0</strong>")
+    return pandoc.RawBlock("html5", "<pre class=output>" .. lines .. "</pre>")
+  elseif class == "html" and not paper then
+    return pandoc.RawBlock("html5", "<div class=output>" .. element.text .. "</div>")
+  elseif paper then
+    local solved = element.attributes.solved or ""
+    local call = "#code(" .. quoted(element.text) .. ", " .. quoted(class or "text")
+    return pandoc.RawBlock("typst", call .. ", (" .. solved .. (solved ~= "" and ",))" or "))"))
+  end
+end
+
+local function image(element)
+  if element.src:find("^%a+:") then
+    refuse("the image " .. element.src .. " is not a file beside the notebook")
+  end
+end
+
+local function raw(element)
+  refuse("raw " .. element.format .. ", " .. element.text:match("[^\n]*"))
+end
+
+local function str(element)
+  if element.text:find("\\begin{") or element.text:find("\\end{") then
+    refuse("TeX outside of dollars, " .. element.text)
+  end
+end
+
+return {
+  { RawBlock = raw, RawInline = raw, Str = str, Image = image, Inlines = links },
+  { Math = math, CodeBlock = code },
+  { Div = div },
+}
