@@ -27,38 +27,35 @@ end
 
 local function argument(tex, position)
   local group = tex:match("^%s*(%b{})", position)
-  local found = group or tex:match("^%s*(\\%a+)", position) or tex:match("^%s*(.)", position)
+  local found = group or tex:match("^%s*(\\%a+)", position) or tex:match("^%s*(\\?.)", position)
   local _, last = tex:find(found, position, true)
   return found, last + 1
 end
 
 -- \left. ... \right|  and  \left\{ ... \right.  stretch their one delimiter
 local function one_sided(tex)
-  local from = 1
+  local opened, here = {}, 1
   while true do
-    local first, after = tex:find("\\left%s*%.", from)
+    local first, last, side = tex:find("\\(%a+)", here)
     if not first then
       break
     end
-    local depth, here = 1, after + 1
-    while depth > 0 do
-      local at, stop, word = tex:find("\\(%a+)", here)
-      if not at then
-        refuse("\\left without \\right in " .. tex)
-      end
-      if word == "left" then
-        depth = depth + 1
-      elseif word == "right" then
-        depth = depth - 1
-      end
-      here = stop + 1
-      if depth == 0 then
-        local inner = tex:sub(after + 1, at - 1)
-        local mark, rest = argument(tex, here)
-        tex = tex:sub(1, first - 1) .. wrapped("lr", inner .. " " .. mark) .. tex:sub(rest)
+    here = last + 1
+    if side == "left" or side == "right" then
+      local mark, after = argument(tex, here)
+      here = after
+      if side == "left" then
+        opened[#opened + 1] = { first = first, after = after, mark = mark }
+      else
+        local left = table.remove(opened) or refuse("\\right without \\left in " .. tex)
+        if left.mark == "." or mark == "." then
+          local inner = (left.mark .. " " .. tex:sub(left.after, first - 1) .. " " .. mark)
+          local whole = wrapped("lr", (inner:gsub("^%.", ""):gsub("%.$", "")))
+          tex = tex:sub(1, left.first - 1) .. whole .. tex:sub(after)
+          here = left.first + #whole
+        end
       end
     end
-    from = first + 1
   end
   return tex
 end
@@ -85,26 +82,47 @@ local function formula(tex)
       refuse("\\" .. macro .. " has no place in " .. tex)
     end
   end
-  tex = tex:gsub("\\begin{array}{[lcr]*}", "\\begin{matrix}"):gsub("\\end{array}", "\\end{matrix}")
-  tex = tex:gsub("\\|", "\\Vert "):gsub("\\operatorname%*{", "\\operatorname{limits ")
+  for name, stripped in pairs({ array = "{[lcr]*}", matrix = "", smallmatrix = "", cases = "" }) do
+    local pattern = "\\begin{" .. name .. "}" .. stripped .. "(.-)\\end{" .. name .. "}"
+    tex = tex:gsub(pattern, function(rows)
+      local left = name == "cases" and "left" or "bare"
+      return wrapped(left, "\\begin{pmatrix}" .. rows .. "\\end{pmatrix}")
+    end)
+  end
+  tex = tex:gsub("\\lvert%f[%A]", "\\left|"):gsub("\\rvert%f[%A]", "\\right|")
+  tex = tex:gsub("\\|", "\\Vert "):gsub("\\operatorname%*{", "\\operatorname{limits")
   tex = styled(styled(one_sided(tex), "tfrac", "inline"), "dfrac", "display")
   local out = write({ pandoc.Math("InlineMath", tex) }):match("^%$(.*)%$$")
   if not out then
     refuse("no formula: " .. tex)
   end
+  -- a matrix without parentheses, or with one brace
+  for name, prefix in pairs({ bare = "", left = "align: #left, column-gap: #1.2em, " }) do
+    local opened = '"open' .. name .. '" '
+    out = out:gsub(opened .. 'mat%(delim: "%(", ', opened .. "mat(delim: #none, " .. prefix)
+    out = out:gsub(opened .. "vec%(", opened .. "vec(delim: #none, ")
+  end
+  out = out:gsub('"openleft"', "lr(\\{ "):gsub('"%a+bare"', "")
+  out = out:gsub('"openlr" ([%[({])', '"openlr" \\%1'):gsub('([%])}]) "shutlr"', '\\%1 "shutlr"')
   out = out:gsub('"open(%a+)"', "%1("):gsub('"shut%a+"', ")")
-  out = out:gsub('"limits ([^"]*)"', 'op("%1", limits: #true)')
+  out = out:gsub('"limits([^"]*)"', 'op("%1", limits: #true)')
   out = out:gsub('(.?)"([%a ]+)"', function(before, name)
     if before == "(" then -- upright("a text"), op("already")
       return nil
     end
     return before .. 'op("' .. name .. '")'
   end)
+  -- beside words the spaces that stand in \text, and beside bars none
+  out = out:gsub('upright%("(%s*)(.-)(%s*)"%)%s*', function(before, words, after)
+    return (before == "" and "@" or "") .. 'upright("' .. words .. '")' .. (after ~= "" and " " or "")
+  end)
+  out = out:gsub("(%f[%w]%w%s+)@", "%1#h(0pt) "):gsub("(%)%s+)@", "%1#h(0pt) "):gsub("@", "")
+  out = out:gsub("%s*bar%.v%.double%s*", "‖"):gsub("%s*\\|%s*", "\\|")
   out = out:gsub("#h%(0em%)", "thick"):gsub("#h%(%-1em%)", "#h(-0.1667em)")
   -- names that typst has given up
   out = out:gsub("(%l)%.circle%f[%A]", "%1.o"):gsub("%f[%a]sect%f[%A]", "inter")
   out = out:gsub("bracket%.([lr])%.double", "bracket.%1.stroked")
-  out = out:gsub("#scale%(x: (%d+)%%, y: %d+%%%)%[(.-)%]", "lr(size: #%1%%, %2)")
+  out = out:gsub("#scale%(x: (%d+)%%, y: %d+%%%)%[(\\?.[^%]]*)%]", "stretch(%2, size: #%1%%)")
   return out
 end
 
@@ -177,6 +195,18 @@ local function reason(tex)
   return write(inlines)
 end
 
+-- The rows of an aligned body, and whether they are: left side, right side, nothing, reason.
+local function aligned(tex)
+  local body = tex:match("^%s*\\begin{aligned}(.*)\\end{aligned}%s*$")
+    or tex:match("^%s*\\begin{align%*?}(.*)\\end{align%*?}%s*$")
+  local rows = body and table_of(body)
+  local reasoned = rows ~= nil
+  for _, cells in ipairs(rows or {}) do
+    reasoned = reasoned and #cells <= 4 and (cells[3] or "") == ""
+  end
+  return rows, reasoned
+end
+
 local function display(tex)
   local number
   tex = tex:gsub("%s*\\tag%s*(%b{})", function(tag)
@@ -187,24 +217,22 @@ local function display(tex)
     return ""
   end)
   local tagged = number and quoted(number) or "none"
-  local body = tex:match("^%s*\\begin{aligned}(.*)\\end{aligned}%s*$")
-    or tex:match("^%s*\\begin{align%*?}(.*)\\end{align%*?}%s*$")
-  local rows = body and table_of(body)
+  local rows, reasoned = aligned(tex)
   if not rows then
     return "#formula(" .. tagged .. ", $ " .. formula(tex) .. " $)"
   end
-  local reasoned = true
-  for _, cells in ipairs(rows) do
-    reasoned = reasoned and #cells <= 4 and (cells[3] or "") == ""
-  end
   local lines = {}
   for _, cells in ipairs(rows) do
+    local pieces = {}
     if reasoned then
-      local left, right = formula(cells[1]), formula(cells[2] or "")
       local why = cells[4] and reason(cells[4]) or ""
-      lines[#lines + 1] = "($" .. left .. "$, $" .. right .. "$, [" .. why .. "])"
+      pieces = { "$" .. formula(cells[1]) .. "$", "$" .. formula(cells[2] or "") .. "$", "[" .. why .. "]" }
+      lines[#lines + 1] = "(" .. table.concat(pieces, ", ") .. ")"
     else
-      lines[#lines + 1] = table.concat(pandoc.List(cells):map(formula), " & ")
+      for i, cell in ipairs(cells) do
+        pieces[i] = (i > 1 and i % 2 == 1 and "#h(2em) " or "") .. formula(cell)
+      end
+      lines[#lines + 1] = table.concat(pieces, " & ")
     end
   end
   if reasoned then
@@ -213,12 +241,40 @@ local function display(tex)
   return "#formula(" .. tagged .. ", $ " .. table.concat(lines, " \\ ") .. " $)"
 end
 
-local function math(element)
-  if not paper then
-    return nil
+-- On a page MathJax sets the formulas; the reasons are small and grey as on paper.
+local function with_reasons(tex)
+  local before, body, after = tex:match("^(%s*\\begin{aligned})(.*)(\\end{aligned}.*)$")
+  local rows, reasoned = aligned(tex:gsub("\\tag%s*%b{}", ""))
+  if not (body and reasoned) then
+    return tex
   end
-  local shown = element.mathtype == "DisplayMath" and display(element.text)
-  return pandoc.RawInline("typst", shown or "$" .. formula(element.text) .. "$")
+  local lines = pandoc.List(rows):map(function(cells)
+    if cells[4] then
+      cells[4] = "\\class{reason}{\\small " .. cells[4] .. "}"
+    end
+    return table.concat(cells, " & ")
+  end)
+  return before .. table.concat(lines, " \\\\\n") .. after
+end
+
+local function math(element)
+  local shown = element.mathtype == "DisplayMath"
+  if not paper then
+    element.text = shown and with_reasons(element.text) or element.text
+    return element
+  end
+  return pandoc.RawInline("typst", shown and display(element.text) or "$" .. formula(element.text) .. "$")
+end
+
+-- No line begins with the full stop after a formula.
+local function kept_together(inlines)
+  for i = #inlines - 1, 1, -1 do
+    if not paper and inlines[i].t == "Math" and (inlines[i + 1].text or ""):match("^[%p]") then
+      local both = pandoc.Span({ inlines[i], inlines:remove(i + 1) }, { class = "together" })
+      inlines[i] = both
+    end
+  end
+  return inlines
 end
 
 -- Links ------------------------------------------------------------------------------------------
@@ -293,14 +349,24 @@ local function raw(element)
   refuse("raw " .. element.format .. ", " .. element.text:match("[^\n]*"))
 end
 
+local function tables(element)
+  element.colspecs = element.colspecs:map(function(spec)
+    return { spec[1], nil } -- as wide as the content wants
+  end)
+  return element
+end
+
 local function str(element)
+  if paper and element.text:find("^%d+%.$") then
+    return pandoc.RawInline("typst", element.text:sub(1, -2) .. "\\.") -- or typst sees a list
+  end
   if element.text:find("\\begin{") or element.text:find("\\end{") then
     refuse("TeX outside of dollars, " .. element.text)
   end
 end
 
 return {
-  { RawBlock = raw, RawInline = raw, Str = str, Image = image, Inlines = links },
-  { Math = math, CodeBlock = code },
+  { RawBlock = raw, RawInline = raw, Image = image, Inlines = links },
+  { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 EDITIONS = {"student": "Student edition", "instructor": "Instructor edition"}
-LINE = 88  # characters of code that fit on paper
+LINE = 92  # characters of code that fit on paper
 FILTER = Path(__file__).with_name("handout.lua")
 ALERT = re.compile(r'(?ms)^<div class="alert alert-(success|danger)">\n(.*?)^</div>$')
 NAMES = {"success": "takeaway", "danger": "mistake"}
@@ -69,7 +69,7 @@ def pandoc(text, to, *arguments):
     pypandoc = needs("pypandoc")
     options = ["--fail-if-warnings", f"--lua-filter={FILTER}", *arguments]
     try:
-        return pypandoc.convert_text(text, to, "commonmark_x-smart", options, verify_format=False)
+        return pypandoc.convert_text(text, to, "commonmark_x", options, verify_format=False)
     except RuntimeError as failure:
         reason = re.search(r"handout: (.*)|\[WARNING\] ([^\n]*)", str(failure))
         reason = reason[1] or reason[2] if reason else str(failure)
