@@ -2,13 +2,17 @@
 
 import base64
 import re
+import shutil
 import textwrap
 from pathlib import Path
+
+from handgrad.notebooks import FOLDER
 
 EDITIONS = {"student": "Student edition", "instructor": "Instructor edition"}
 LINE = 92  # characters of code that fit on paper
 FILTER = Path(__file__).with_name("handout.lua")
 ALERT = re.compile(r'(?ms)^<div class="alert alert-(success|danger)">\n(.*?)^</div>$')
+IMAGE = re.compile(r"!\[(.*?)\]\(([^)\s]+)\)")
 NAMES = {"success": "takeaway", "danger": "mistake"}
 FIGURES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
 
@@ -44,6 +48,7 @@ def markdown(notebook, folder, paper):
         if cell.cell_type == "markdown":
             part = source if number else source[re.search(r"(?m)^# ", source).start() :]
             part = ALERT.sub(lambda found: _div(NAMES[found[1]], found[2]), part)
+            part = IMAGE.sub(lambda found: _copied(*found.groups(), folder), part)
         elif cell.cell_type == "code":
             part = _code(source, paper)
             for order, output in enumerate(cell.outputs):
@@ -88,6 +93,14 @@ def needs(name):
     except ImportError:
         install = 'python -m pip install -e ".[classroom]"'
         raise ImportError(f"{name} is not installed: {install}") from None
+
+
+def _copied(words, target, folder):
+    image = FOLDER / target
+    if ":" in target or not image.is_file():
+        raise ValueError(f"the image {target} is not a file beside the notebook")
+    shutil.copy(image, folder)
+    return f"![{words}]({image.name})"
 
 
 def _div(name, text):

@@ -26,7 +26,7 @@ def pdf(notebook, edition, paper="a4"):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = manuscript.markdown(notebook, folder, paper=True)
-        body = manuscript.pandoc(text, "typst", "--syntax-highlighting=none")
+        body = manuscript.pandoc(text, "typst-smart", "--syntax-highlighting=none")
         main = folder / "main.typ"
         main.write_text(TEMPLATE.read_text("utf-8") + body, "utf-8")
         inputs = {
@@ -35,6 +35,14 @@ def pdf(notebook, edition, paper="a4"):
             "names": "yes" if edition == "student" else "",
             "paper": PAPERS[paper],
         }
-        return typst.compile(
-            main, root=folder, ignore_system_fonts=True, sys_inputs=inputs, timestamp=0
-        )
+        try:  # PDF/A, for which a character that no font has is an error
+            return typst.compile(
+                main,
+                root=folder,
+                ignore_system_fonts=True,
+                sys_inputs=inputs,
+                timestamp=0,
+                pdf_standards="a-2u",
+            )
+        except typst.TypstError as failure:
+            raise ValueError(failure.message) from None
