@@ -266,6 +266,13 @@ local function math(element)
   return pandoc.RawInline("typst", shown and display(element.text) or "$" .. formula(element.text) .. "$")
 end
 
+local function math_or_code(element)
+  local kind = element.classes[1]
+  if kind == "shown" or kind == "inline" then
+    return pandoc.Math(kind == "shown" and "DisplayMath" or "InlineMath", element.text)
+  end
+end
+
 -- No line begins with the full stop after a formula.
 local function kept_together(inlines)
   for i = #inlines - 1, 1, -1 do
@@ -360,7 +367,7 @@ local function str(element)
 end
 
 return {
-  { RawBlock = raw, RawInline = raw, Inlines = links },
+  { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
   { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }

@@ -12,6 +12,10 @@ EDITIONS = {"student": "Student edition", "instructor": "Instructor edition"}
 LINE = 92  # characters of code that fit on paper
 FILTER = Path(__file__).with_name("handout.lua")
 ALERT = re.compile(r'(?ms)^<div class="alert alert-(success|danger)">\n(.*?)^</div>$')
+# code, which stays as it is, or a formula between dollars, as Jupyter reads them
+FORMULA = re.compile(
+    r"(?s)(?P<code>(`+).*?\2)|(?<!\\)(?:\$\$(?P<shown>.+?)\$\$|\$(?P<inline>(?:[^$\n]|\n(?!\s*\n))+)\$)"
+)
 IMAGE = re.compile(r"!\[(.*?)\]\(([^)\s]+)\)")
 NAMES = {"success": "takeaway", "danger": "mistake"}
 FIGURES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
@@ -48,6 +52,7 @@ def markdown(notebook, folder, paper):
         if cell.cell_type == "markdown":
             part = source if number else source[re.search(r"(?m)^# ", source).start() :]
             part = ALERT.sub(lambda found: _div(NAMES[found[1]], found[2]), part)
+            part = FORMULA.sub(_formula, part)
             part = IMAGE.sub(lambda found: _copied(*found.groups(), folder), part)
         elif cell.cell_type == "code":
             part = _code(source, paper)
@@ -74,7 +79,9 @@ def pandoc(text, to, *arguments):
     pypandoc = needs("pypandoc")
     options = ["--fail-if-warnings", f"--lua-filter={FILTER}", *arguments]
     try:
-        return pypandoc.convert_text(text, to, "commonmark_x", options, verify_format=False)
+        return pypandoc.convert_text(
+            text, to, "commonmark_x-tex_math_dollars", options, verify_format=False
+        )
     except RuntimeError as failure:
         reason = re.search(r"handout: (.*)|\[WARNING\] ([^\n]*)", str(failure))
         reason = reason[1] or reason[2] if reason else str(failure)
@@ -93,6 +100,16 @@ def needs(name):
     except ImportError:
         install = 'python -m pip install -e ".[classroom]"'
         raise ImportError(f"{name} is not installed: {install}") from None
+
+
+def _formula(found):
+    # Handed over as code of a class of its own, which the filter takes for what it is.
+    if found["code"]:
+        return found["code"]
+    tex = " ".join((found["shown"] or found["inline"]).split())
+    if "`" in tex:
+        raise ValueError(f"a backtick in the formula {tex}")
+    return f"`{tex}`{{.{'shown' if found['shown'] else 'inline'}}}"
 
 
 def _copied(words, target, folder):
