@@ -259,11 +259,12 @@ end
 
 local function math(element)
   local shown = element.mathtype == "DisplayMath"
-  if not paper then
-    element.text = shown and with_reasons(element.text) or element.text
-    return element
+  local set = shown and display(element.text) or "$" .. formula(element.text) .. "$"
+  if paper then
+    return pandoc.RawInline("typst", set)
   end
-  return pandoc.RawInline("typst", shown and display(element.text) or "$" .. formula(element.text) .. "$")
+  element.text = shown and with_reasons(element.text) or element.text
+  return element -- what paper has no place for has been refused for the page too
 end
 
 local function math_or_code(element)

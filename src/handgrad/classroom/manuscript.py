@@ -134,7 +134,7 @@ def _code(source, paper):
     # The markers go, and the lines between them are marked instead.
     lines, solved, within = [], [], False
     for line in source.splitlines():
-        if line.strip() in ("### BEGIN SOLUTION", "### END SOLUTION"):
+        if "BEGIN SOLUTION" in line or "END SOLUTION" in line:
             within = "BEGIN" in line
             continue
         pieces = _broken(line) if paper else [line]
