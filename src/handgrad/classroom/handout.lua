@@ -1,0 +1,374 @@
+-- From a notebook's Markdown to paper (typst) and page (HTML). What is unknown here is an error.
+
+local paper = FORMAT:match("^typst") ~= nil
+
+local function refuse(what)
+  error("handout: " .. what, 0)
+end
+
+local function write(inlines)
+  local document = pandoc.Pandoc({ pandoc.Plain(inlines) })
+  return (pandoc.write(document, "typst"):gsub("%s+$", ""))
+end
+
+local function quoted(text)
+  return '"' .. text:gsub('[\\"]', "\\%0"):gsub("\n", "\\n") .. '"'
+end
+
+-- Mathematics ------------------------------------------------------------------------------------
+
+-- TeX that pandoc would lose without a word
+local LOST = { "color", "textcolor", "substack", "label", "ref", "eqref", "tag", "hphantom", "vphantom" }
+
+-- What pandoc writes amiss is wrapped in two operators of these names, found again in its typst.
+local function wrapped(name, tex)
+  return "\\operatorname{open" .. name .. "} " .. tex .. " \\operatorname{shut" .. name .. "} "
+end
+
+local function argument(tex, position)
+  local group = tex:match("^%s*(%b{})", position)
+  local found = group or tex:match("^%s*(\\%a+)", position) or tex:match("^%s*(\\?.)", position)
+  local _, last = tex:find(found, position, true)
+  return found, last + 1
+end
+
+-- \left. ... \right|  and  \left\{ ... \right.  stretch their one delimiter
+local function one_sided(tex)
+  local opened, here = {}, 1
+  while true do
+    local first, last, side = tex:find("\\(%a+)", here)
+    if not first then
+      break
+    end
+    here = last + 1
+    if side == "left" or side == "right" then
+      local mark, after = argument(tex, here)
+      here = after
+      if side == "left" then
+        opened[#opened + 1] = { first = first, after = after, mark = mark }
+      else
+        local left = table.remove(opened) or refuse("\\right without \\left in " .. tex)
+        if left.mark == "." or mark == "." then
+          local inner = (left.mark .. " " .. tex:sub(left.after, first - 1) .. " " .. mark)
+          local whole = wrapped("lr", (inner:gsub("^%.", ""):gsub("%.$", "")))
+          tex = tex:sub(1, left.first - 1) .. whole .. tex:sub(after)
+          here = left.first + #whole
+        end
+      end
+    end
+  end
+  return tex
+end
+
+local function styled(tex, macro, name)
+  local from = 1
+  while true do
+    local first, last = tex:find("\\" .. macro .. "%f[%A]", from)
+    if not first then
+      return tex
+    end
+    local above, middle = argument(tex, last + 1)
+    local below, rest = argument(tex, middle)
+    local fraction = "\\frac{" .. above .. "}{" .. below .. "}"
+    tex = tex:sub(1, first - 1) .. wrapped(name, fraction) .. tex:sub(rest)
+    from = first + 1
+  end
+end
+
+-- One formula in typst, without the dollars.
+local function formula(tex)
+  for _, macro in ipairs(LOST) do
+    if tex:find("\\" .. macro .. "%f[%A]") then
+      refuse("\\" .. macro .. " has no place in " .. tex)
+    end
+  end
+  for name, stripped in pairs({ array = "{[lcr]*}", matrix = "", smallmatrix = "", cases = "" }) do
+    local pattern = "\\begin{" .. name .. "}" .. stripped .. "(.-)\\end{" .. name .. "}"
+    tex = tex:gsub(pattern, function(rows)
+      local left = name == "cases" and "left" or "bare"
+      return wrapped(left, "\\begin{pmatrix}" .. rows .. "\\end{pmatrix}")
+    end)
+  end
+  tex = tex:gsub("\\lvert%f[%A]", "\\left|"):gsub("\\rvert%f[%A]", "\\right|")
+  tex = tex:gsub("\\|", "\\Vert "):gsub("\\operatorname%*{", "\\operatorname{limits")
+  tex = styled(styled(one_sided(tex), "tfrac", "inline"), "dfrac", "display")
+  local out = write({ pandoc.Math("InlineMath", tex) }):match("^%$(.*)%$$")
+  if not out then
+    refuse("no formula: " .. tex)
+  end
+  -- a matrix without parentheses, or with one brace
+  for name, prefix in pairs({ bare = "", left = "align: #left, column-gap: #1.2em, " }) do
+    local opened = '"open' .. name .. '" '
+    out = out:gsub(opened .. 'mat%(delim: "%(", ', opened .. "mat(delim: #none, " .. prefix)
+    out = out:gsub(opened .. "vec%(", opened .. "vec(delim: #none, ")
+  end
+  out = out:gsub('"openleft"', "lr(\\{ "):gsub('"%a+bare"', "")
+  out = out:gsub('"openlr" ([%[({])', '"openlr" \\%1'):gsub('([%])}]) "shutlr"', '\\%1 "shutlr"')
+  out = out:gsub('"open(%a+)"', "%1("):gsub('"shut%a+"', ")")
+  out = out:gsub('"limits([^"]*)"', 'op("%1", limits: #true)')
+  out = out:gsub('(.?)"([%a ]+)"', function(before, name)
+    if before == "(" then -- upright("a text"), op("already")
+      return nil
+    end
+    return before .. 'op("' .. name .. '")'
+  end)
+  -- beside words the spaces that stand in \text, and beside bars none
+  out = out:gsub('upright%("(%s*)(.-)(%s*)"%)%s*', function(before, words, after)
+    return (before == "" and "@" or "") .. 'upright("' .. words .. '")' .. (after ~= "" and " " or "")
+  end)
+  out = out:gsub("(%f[%w]%w%s+)@", "%1#h(0pt) "):gsub("(%)%s+)@", "%1#h(0pt) "):gsub("@", "")
+  out = out:gsub("%s*bar%.v%.double%s*", "‖"):gsub("%s*\\|%s*", "\\|")
+  out = out:gsub("#h%(0em%)", "thick"):gsub("#h%(%-1em%)", "#h(-0.1667em)")
+  -- names that typst has given up
+  out = out:gsub("(%l)%.circle%f[%A]", "%1.o"):gsub("%f[%a]sect%f[%A]", "inter")
+  out = out:gsub("bracket%.([lr])%.double", "bracket.%1.stroked")
+  out = out:gsub("#scale%(x: (%d+)%%, y: %d+%%%)%[(\\?.[^%]]*)%]", "stretch(%2, size: #%1%%)")
+  return out
+end
+
+-- Rows and cells of an aligned body; what stands in braces or in an inner environment stays whole.
+local function table_of(tex)
+  local rows, cells, piece, depth, here = {}, {}, "", 0, 1
+  local function close()
+    cells[#cells + 1] = piece:match("^%s*(.-)%s*$")
+    piece = ""
+  end
+  while here <= #tex do
+    local token = tex:match("^\\%a+", here) or tex:match("^\\.", here) or tex:sub(here, here)
+    here = here + #token
+    if token == "\\begin" or token == "{" then
+      depth = depth + 1
+    elseif token == "\\end" or token == "}" then
+      depth = depth - 1
+    end
+    if depth < 0 then
+      return nil
+    elseif depth == 0 and token == "&" then
+      close()
+    elseif depth == 0 and token == "\\\\" then
+      here = here + #(tex:match("^%s*%[[^%]]*%]", here) or "")
+      close()
+      rows[#rows + 1], cells = cells, {}
+    else
+      piece = piece .. token
+    end
+  end
+  close()
+  if #cells > 1 or cells[1] ~= "" then
+    rows[#rows + 1] = cells
+  end
+  return rows
+end
+
+-- A reason, \text{...} with formulas in between, as words that can be broken into lines.
+local function reason(tex)
+  local inlines, here = pandoc.Inlines({}), 1
+  local function add_formula(piece)
+    if piece:match("%S") then
+      inlines:insert(pandoc.RawInline("typst", "$" .. formula(piece) .. "$"))
+    end
+  end
+  while true do
+    local first, last, words = tex:find("\\text(%b{})", here)
+    if not first then
+      break
+    end
+    local before = tex:sub(here, first - 1)
+    if select(2, before:gsub("{", "")) ~= select(2, before:gsub("}", "")) then
+      return "$" .. formula(tex) .. "$"
+    end
+    add_formula(before)
+    words = words:sub(2, -2):gsub("\\([%%#&_$ ])", "%1"):gsub("~", " "):gsub("'", "’")
+    if words:find("[\\$]") then
+      refuse("TeX within \\text" .. words)
+    end
+    if words:match("^%s") then
+      inlines:insert(pandoc.Space())
+    end
+    inlines:extend(pandoc.Inlines(words:match("^%s*(.-)%s*$")))
+    if words:match("%S%s+$") then
+      inlines:insert(pandoc.Space())
+    end
+    here = last + 1
+  end
+  add_formula(tex:sub(here))
+  return write(inlines)
+end
+
+-- The rows of an aligned body, and whether they are: left side, right side, nothing, reason.
+local function aligned(tex)
+  local body = tex:match("^%s*\\begin{aligned}(.*)\\end{aligned}%s*$")
+    or tex:match("^%s*\\begin{align%*?}(.*)\\end{align%*?}%s*$")
+  local rows = body and table_of(body)
+  local reasoned = rows ~= nil
+  for _, cells in ipairs(rows or {}) do
+    reasoned = reasoned and #cells <= 4 and (cells[3] or "") == ""
+  end
+  return rows, reasoned
+end
+
+local function display(tex)
+  local number
+  tex = tex:gsub("%s*\\tag%s*(%b{})", function(tag)
+    if number then
+      refuse("two numbers in one formula: " .. tex)
+    end
+    number = tag:sub(2, -2)
+    return ""
+  end)
+  local tagged = number and quoted(number) or "none"
+  local rows, reasoned = aligned(tex)
+  if not rows then
+    return "#formula(" .. tagged .. ", $ " .. formula(tex) .. " $)"
+  end
+  local lines = {}
+  for _, cells in ipairs(rows) do
+    local pieces = {}
+    if reasoned then
+      local why = cells[4] and reason(cells[4]) or ""
+      pieces = { "$" .. formula(cells[1]) .. "$", "$" .. formula(cells[2] or "") .. "$", "[" .. why .. "]" }
+      lines[#lines + 1] = "(" .. table.concat(pieces, ", ") .. ")"
+    else
+      for i, cell in ipairs(cells) do
+        pieces[i] = (i > 1 and i % 2 == 1 and "#h(2em) " or "") .. formula(cell)
+      end
+      lines[#lines + 1] = table.concat(pieces, " & ")
+    end
+  end
+  if reasoned then
+    return "#derivation(" .. tagged .. ", " .. table.concat(lines, ", ") .. ")"
+  end
+  return "#formula(" .. tagged .. ", $ " .. table.concat(lines, " \\ ") .. " $)"
+end
+
+-- On a page MathJax sets the formulas; the reasons are small and grey as on paper.
+local function with_reasons(tex)
+  local before, body, after = tex:match("^(%s*\\begin{aligned})(.*)(\\end{aligned}.*)$")
+  local rows, reasoned = aligned(tex:gsub("\\tag%s*%b{}", ""))
+  if not (body and reasoned) then
+    return tex
+  end
+  local lines = pandoc.List(rows):map(function(cells)
+    if cells[4] then
+      cells[4] = "\\class{reason}{\\small " .. cells[4] .. "}"
+    end
+    return table.concat(cells, " & ")
+  end)
+  return before .. table.concat(lines, " \\\\\n") .. after
+end
+
+local function math(element)
+  local shown = element.mathtype == "DisplayMath"
+  local set = shown and display(element.text) or "$" .. formula(element.text) .. "$"
+  if paper then
+    return pandoc.RawInline("typst", set)
+  end
+  element.text = shown and with_reasons(element.text) or element.text
+  return element -- what paper has no place for has been refused for the page too
+end
+
+local function math_or_code(element)
+  local kind = element.classes[1]
+  if kind == "shown" or kind == "inline" then
+    return pandoc.Math(kind == "shown" and "DisplayMath" or "InlineMath", element.text)
+  end
+end
+
+-- No line begins with the full stop after a formula.
+local function kept_together(inlines)
+  for i = #inlines - 1, 1, -1 do
+    if not paper and inlines[i].t == "Math" and (inlines[i + 1].text or ""):match("^[%p]") then
+      local both = pandoc.Span({ inlines[i], inlines:remove(i + 1) }, { class = "together" })
+      inlines[i] = both
+    end
+  end
+  return inlines
+end
+
+-- Links ------------------------------------------------------------------------------------------
+
+-- A handout stands alone: a link to a file beside the notebook becomes words.
+local function links(inlines)
+  for i, element in ipairs(inlines) do
+    if element.t == "Link" and not element.target:find("^%a+:") then
+      local words = pandoc.utils.stringify(element)
+      local number = element.target:match("^(%d%d)_[^/]*%.ipynb")
+      local content = element.content
+      if number and words:match("^%d+$") then
+        local before = inlines[i - 2] and inlines[i - 2].text or ""
+        local name = before:match("^[Nn]otebooks?$") and "" or "notebook "
+        content = pandoc.Inlines(name .. tonumber(number))
+      elseif number and not words:match("^" .. tonumber(number) .. "%.") then
+        content:extend(pandoc.Inlines(" (notebook " .. tonumber(number) .. ")"))
+      end
+      inlines[i] = pandoc.Span(content)
+    elseif element.t == "Link" and paper and pandoc.utils.stringify(element) ~= element.target then
+      inlines[i] = pandoc.Span({ element, pandoc.Note({ pandoc.Plain({ pandoc.Code(element.target) }) }) })
+    end
+  end
+  return inlines
+end
+
+-- Blocks -----------------------------------------------------------------------------------------
+
+local CALLS = { takeaway = true, mistake = true, solution = true, answer = true, cell = true }
+
+local function div(element)
+  local name = element.classes[1]
+  if not CALLS[name] then
+    refuse("a block of class " .. tostring(name) .. " is unknown")
+  end
+  if not paper then
+    return nil
+  end
+  local blocks = pandoc.Blocks({ pandoc.RawBlock("typst", "#" .. name .. "[") })
+  blocks:extend(element.content)
+  blocks:insert(pandoc.RawBlock("typst", "]"))
+  return blocks
+end
+
+local function escaped(text)
+  return (text:gsub("[&<>]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }))
+end
+
+local function code(element)
+  local class = element.classes[1]
+  if class == "output" and paper then
+    return pandoc.RawBlock("typst", "#output(" .. quoted(element.text) .. ")")
+  elseif class == "output" then
+    local lines = escaped(element.text):gsub("[^\n]*WRONG[^\n]*", "<strong>%0</strong>")
+    return pandoc.RawBlock("html5", "<pre class=output>" .. lines .. "</pre>")
+  elseif class == "html" and not paper then
+    return pandoc.RawBlock("html5", "<div class=output>" .. element.text .. "</div>")
+  elseif paper then
+    local solved = element.attributes.solved or ""
+    local call = "#code(" .. quoted(element.text) .. ", " .. quoted(class or "text")
+    return pandoc.RawBlock("typst", call .. ", (" .. solved .. (solved ~= "" and ",))" or "))"))
+  end
+end
+
+local function raw(element)
+  refuse("raw " .. element.format .. ", " .. element.text:match("[^\n]*"))
+end
+
+local function tables(element)
+  element.colspecs = element.colspecs:map(function(spec)
+    return { spec[1], nil } -- as wide as the content wants
+  end)
+  return element
+end
+
+local function str(element)
+  if paper and element.text:find("^%d+%.$") then
+    return pandoc.RawInline("typst", element.text:sub(1, -2) .. "\\.") -- or typst sees a list
+  end
+  if element.text:find("\\begin{") or element.text:find("\\end{") then
+    refuse("TeX outside of dollars, " .. element.text)
+  end
+end
+
+return {
+  { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
+  { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
+  { Div = div },
+}

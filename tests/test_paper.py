@@ -1,0 +1,340 @@
+"""Handouts: nothing of a notebook is lost, and what is unknown is an error."""
+
+import io
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pypdf
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from handgrad.classroom.page import html
+from handgrad.classroom.paper import pdf
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FORMULA = re.compile(r"(?s)\$\$.*?\$\$|\$[^$]+\$")
+COMMAND = re.compile(r"\\[A-Za-z]+")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def pages(document):
+    return [page.extract_text() for page in pypdf.PdfReader(io.BytesIO(document)).pages]
+
+
+def bare(text):
+    """The text without white space, hyphens, marks of broken lines and the curls of its quotes."""
+    text = re.sub(r"[\s\xad\N{RIGHTWARDS ARROW WITH HOOK}-]", "", text)
+    return text.translate(str.maketrans("’‘“”", "''\"\""))
+
+
+def printed_by(cell):
+    """What a code cell prints, on paper."""
+    for out in cell.outputs:
+        data = out.get("data", {})
+        yield out.get("text", "") + data.get("text/plain", "") * ("image/svg+xml" not in data)
+
+
+def small(*cells, title="# 1. Small"):
+    return new_notebook(cells=[new_markdown_cell(title), *cells])
+
+
+def output(kind="display_data", **data):
+    return new_output(kind, data={name.replace("_", "/"): value for name, value in data.items()})
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """Every notebook with its text on paper."""
+    notebooks = {path: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+    return {path: (book, pages(pdf(book, "instructor"))) for path, book in notebooks.items()}
+
+
+@each_notebook
+def test_paper_holds_the_whole_notebook(printed, path):
+    notebook, text = printed[path]
+    head = r"(?m)^.* Instructor edition$|^\d+ / \d+$"
+    text = bare("".join(re.sub(head, "", page) for page in text))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            lines = [line for line in lines if not re.search("(BEGIN|END) SOLUTION", line)]
+            wanted = [*lines, *printed_by(cell)]
+        else:
+            source = cell.source[max(cell.source.find("\n# "), 0) :]  # without the navigation line
+            source = re.sub(r"<[^>]*>|\]\([^)]*\)|`[^`]*`", " ", FORMULA.sub(" ", source))
+            wanted = re.findall(r"[A-Za-z']{2,}", source)
+        for words in wanted:
+            assert bare(words) in text, words
+
+
+@each_notebook
+def test_paper_shows_no_tex_and_no_object(printed, path):
+    notebook, text = printed[path]
+    text = "\n".join(text)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = "".join(cell.source + "".join(printed_by(cell)) for cell in cells)
+    assert set(COMMAND.findall(text)) <= set(COMMAND.findall(code))
+    assert text.count("$") == code.count("$")
+    assert "<IPython" not in text and "<Figure" not in text and "at 0x" not in text
+
+
+@each_notebook
+def test_paper_adds_no_word(printed, path):
+    # Such as the name of a symbol, or of a function, that should have drawn something.
+    notebook, text = printed[path]
+    text = re.sub(r"[\xad-]\n", "", "\n".join(text))
+    own = ["handgrad Instructor edition notebook", *(cell.source for cell in notebook.cells)]
+    own += [out for c in notebook.cells if c.cell_type == "code" for out in printed_by(c)]
+    own = bare(" ".join(own))
+    assert [word for word in re.findall("[A-Za-z]{3,}", text) if word not in own] == []
+
+
+@each_notebook
+def test_every_equation_has_its_number_and_every_page_its_own(printed, path):
+    notebook, text = printed[path]
+    for cell in notebook.cells:
+        for number in re.findall(r"\\tag\{(.*?)\}", cell.source):
+            assert re.search(rf"\({re.escape(number)}\)$", "\n".join(text), re.M), number
+    for i, page in enumerate(text, 1):
+        assert f"{i} / {len(text)}" in page
+        assert "Instructor edition" in page
+
+
+def solutions(notebook):
+    """Each line of each solution that has enough words to be known again."""
+    for cell in notebook.cells:
+        for region in re.findall(r"(?s)### BEGIN SOLUTION\n(.*?)### END SOLUTION", cell.source):
+            yield from region.splitlines()
+        if "solution" in cell.metadata.get("tags", []):
+            yield from re.split(r"[.:;]\s|\*+|`", FORMULA.sub("*", cell.source))
+
+
+@each_notebook
+def test_no_solution_is_in_a_student_s_handout(printed, path):
+    reason = "the student's edition is made by handgrad.classroom.editions, which is not here"
+    editions = pytest.importorskip("handgrad.classroom.editions", reason=reason)
+    notebook, full = printed[path]
+    student = editions.edition(notebook, "student")
+    paper, page = bare("".join(pages(pdf(student, "student")))), bare(html(student, "student"))
+    full = bare("".join(full))
+    elsewhere = ""
+    for cell in notebook.cells:
+        if "solution" not in cell.metadata.get("tags", []):
+            elsewhere += bare(re.sub(r"(?s)### BEGIN.*?### END", "", cell.source))
+            elsewhere += bare("".join(printed_by(cell) if cell.cell_type == "code" else ""))
+    lines = {bare(line) for line in solutions(notebook) if len(bare(line)) > 12}
+    lines = {line for line in lines if line not in elsewhere}
+    assert len(lines) >= 3 and sum(line in full for line in lines) > 0.8 * len(lines)
+    for line in lines:
+        assert line not in paper and line not in page, line
+
+
+def test_two_runs_give_the_same_bytes():
+    notebook = nbformat.read(ROOT / "notebooks" / "01_gradient.ipynb", as_version=4)
+    assert pdf(notebook, "student") == pdf(notebook, "student")
+    assert html(notebook, "student") == html(notebook, "student")
+
+
+@pytest.mark.parametrize(("paper", "size"), [("a4", (595, 842)), ("letter", (612, 792))])
+def test_the_sizes_of_paper(paper, size):
+    document = pypdf.PdfReader(io.BytesIO(pdf(small(), "student", paper)))
+    box = document.pages[0].mediabox
+    assert (round(box.width), round(box.height)) == size
+    assert document.metadata.title == "1. Small"
+
+
+def test_the_student_s_first_page_has_room_for_a_name():
+    cells = [new_markdown_cell("word " * 900)]
+    first, *others = pages(pdf(small(*cells), "student"))
+    assert "Name" in first and "Student edition" in first
+    assert others and not any("Name" in page for page in others)
+    assert "Name" not in "".join(pages(pdf(small(*cells), "instructor")))
+
+
+def test_an_answer_cell_is_ruled():
+    def strokes(tags):
+        cell = new_markdown_cell("Write here.", metadata={"tags": tags})
+        assert "Write here." in html(small(cell), "student")
+        page = pypdf.PdfReader(io.BytesIO(pdf(small(cell), "student"))).pages[0]
+        return len(re.findall(rb"\bS\b", page.get_contents().get_data()))
+
+    assert strokes(["answer"]) == strokes([]) + 8
+
+
+def test_a_figure_is_a_vector():
+    def strokes(cell):
+        (page,) = pypdf.PdfReader(io.BytesIO(pdf(small(cell), "student"))).pages
+        assert not page.images
+        return page.get_contents().get_data().count(b" l\n")
+
+    cells = nbformat.read(ROOT / "notebooks" / "03_chain_rule.ipynb", as_version=4).cells
+    cell = next(cell for cell in cells if "image/svg+xml" in str(cell.get("outputs")))
+    drawn = strokes(cell)
+    cell.outputs = []
+    assert drawn > strokes(cell) + 50
+
+
+def test_a_wrong_line_is_bold_and_red_and_the_right_ones_are_not():
+    text = "dx  (3,)  matches jax.grad\ndb  (5,)  WRONG: off by the constant 2"
+    document = pdf(
+        small(new_code_cell("check()", outputs=[new_output("stream", text=text)])), "student"
+    )
+    fonts = {}
+
+    def visit(piece, _, __, font, ___):
+        fonts[piece.strip()] = font and font["/BaseFont"]
+
+    page = pypdf.PdfReader(io.BytesIO(document)).pages[0]
+    page.extract_text(visitor_text=visit)
+    wrong = {font for piece, font in fonts.items() if "WRONG" in piece}
+    right = {font for piece, font in fonts.items() if "matches" in piece}
+    assert all("Bold" in font for font in wrong) and wrong
+    assert not any("Bold" in font for font in right) and right
+    red = rb"0\.698\d* 0\.094\d* 0\.168\d* scn"  # figures.MISTAKE
+    assert re.search(red, page.get_contents().get_data())
+    assert "<strong>db  (5,)  WRONG: off by the constant 2</strong>" in html(
+        small(new_code_cell("check()", outputs=[new_output("stream", text=text)])), "student"
+    )
+
+
+def test_long_lines_are_broken_on_paper_and_whole_on_a_page():
+    line = "x = " + "+".join("abcdefghi" for _ in range(40))
+    notebook = small(new_code_cell(line, outputs=[new_output("stream", text="y" * 300)]))
+    text = "".join(pages(pdf(notebook, "student")))
+    assert max(map(len, text.splitlines())) <= 96
+    assert bare(line) in bare(text.replace("\N{RIGHTWARDS ARROW WITH HOOK}", ""))
+    assert "y" * 300 in html(notebook, "student")
+
+
+def test_a_check_shows_its_text_on_paper_and_its_table_on_a_page():
+    table = '<table class="handgrad-check"><tr><td>dx</td></tr></table>'
+    shown = output(text_plain="dx  (3,)  right", text_html=table)
+    notebook = small(new_code_cell("check()", outputs=[shown]))
+    assert "right" in "".join(pages(pdf(notebook, "student")))
+    assert table in html(notebook, "student")
+
+
+def test_an_image_beside_the_notebook_is_shown():
+    notebook = small(new_markdown_cell("![the trace](../assets/trace.svg)"))
+    assert len(pdf(notebook, "student")) > len(pdf(small(), "student")) + 1000
+    assert [s[:18] for s in Resources(html(notebook, "student")).found] == ["data:image/svg+xml"]
+
+
+def test_links_to_sibling_notebooks_make_sense_on_paper():
+    text = (
+        "[00](00_contents.ipynb)\n\n# 1. Small\n\nAs in [03](03_chain_rule.ipynb) and notebook "
+        "[4](04_linear.ipynb), [Flatten](02_flattening.ipynb), [there](https://example.org/there)."
+    )
+    notebook = new_notebook(cells=[new_markdown_cell(text)])
+    words = " ".join("".join(pages(pdf(notebook, "student"))).split())
+    assert "As in notebook 3 and notebook 4, Flatten (notebook 2), there" in words
+    assert "https://example.org/there" in words
+    assert "00" not in words.partition("1. Small")[0]
+    assert ".ipynb" not in html(notebook, "student")
+
+
+def test_solutions_are_marked_without_their_markers():
+    code = "def f():\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION"
+    notebook = small(new_code_cell(code))
+    for text in ("".join(pages(pdf(notebook, "instructor"))), html(notebook, "instructor")):
+        assert "SOLUTION" not in text and "return" in text
+    assert "#cb1-2 { background" in html(notebook, "instructor")
+
+
+def test_dollars_are_read_as_jupyter_reads_them():
+    text = "Take $f = $ a sum, `$x$` as code, and\n$$ y\n= z $$\nfor \\$5."
+    (page,) = pages(pdf(small(new_markdown_cell(text)), "student"))
+    assert "Take 𝑓 = a sum, $x$ as code, and" in page and "for $5." in page
+    page = html(small(new_markdown_cell(text)), "student")
+    assert r"\(f =\)" in page and r"\[y = z\]" in page and "<code>$x$</code>" in page
+
+
+def markdown(text):
+    return new_markdown_cell(text)
+
+
+UNKNOWN = {
+    "<details>": markdown("<details>\n\nhidden\n\n</details>"),
+    "<b>": markdown("a <b>bold</b> word"),
+    "alert-info": markdown('<div class="alert alert-info">\n\nwords\n\n</div>'),
+    "\\unheard": markdown(r"$\unheard{x}$"),
+    "\\color": markdown(r"$\color{red}{x}$"),
+    "\\begin{align}": markdown("\\begin{align}\nx\n\\end{align}"),
+    "two numbers": markdown(r"$$ x \tag{1.1} \tag{1.2} $$"),
+    "too wide": markdown("$$ " + " + ".join(["xyz"] * 60) + " $$"),
+    "https://example.org/x.png": markdown("![x](https://example.org/x.png)"),
+    "nowhere.png": markdown("![x](nowhere.png)"),
+    "attachment:x.png": markdown("![x](attachment:x.png)"),
+    "raw": nbformat.v4.new_raw_cell("raw"),
+    "application/pdf": new_code_cell("1", outputs=[output(application_pdf="x", text_plain="y")]),
+    "text/html": new_code_cell("1", outputs=[output(text_html="<b>x</b>")]),
+    "<IPython": new_code_cell(
+        "1", outputs=[output(text_plain="<IPython.core.display.HTML object>")]
+    ),
+    "🙂": markdown("a smile 🙂"),
+}
+ONLY_ON_PAPER = {"too wide", "text/html", "🙂"}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_construct_is_an_error_that_names_it(name):
+    with pytest.raises(ValueError, match=re.escape(name)) as error:
+        pdf(small(UNKNOWN[name]), "student")
+    assert "\n" not in str(error.value) and "/tmp" not in str(error.value)
+    if name not in ONLY_ON_PAPER:
+        with pytest.raises(ValueError, match=re.escape(name)):
+            html(small(UNKNOWN[name]), "student")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((small(), "pupil"), "edition: expected student or instructor; got pupil"),
+        ((small(), "student", "a5"), "paper: expected a4 or letter; got a5"),
+        ((new_notebook(), "student"), "no title"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pdf(*arguments)
+
+
+@pytest.mark.parametrize(("module", "make"), [("typst", pdf), ("pypandoc", pdf), ("mathjax", html)])
+def test_a_missing_package_says_what_to_install(monkeypatch, module, make):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{module} is not installed: .*\[classroom\]"):
+        make(small(), "student")
+
+
+class Resources(HTMLParser):
+    """What a browser would fetch: every source and reference that is not a reader's link."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster") or (name == "href" and tag != "a"):
+                self.found.append(value)
+
+
+@pytest.mark.parametrize("path", [NOTEBOOKS[0], NOTEBOOKS[7]], ids=lambda path: path.stem)
+def test_a_page_fetches_nothing_and_holds_the_mathematics(path):
+    notebook = nbformat.read(path, as_version=4)
+    page = html(notebook, "instructor")
+    found = Resources(page).found
+    assert len(found) == sum("image/svg+xml" in str(c.get("outputs")) for c in notebook.cells)
+    assert all(source.startswith("data:image/svg+xml") for source in found)
+    style = "".join(re.findall(r"(?s)<style>.*?</style>", page))
+    assert "url(" not in style and "@import" not in style
+    assert "MathJax" in page and len(page) < 3.5e6
+    for cell in notebook.cells:
+        for number in re.findall(r"\\tag\{(.*?)\}", cell.source):
+            assert rf"\tag{{{number}}}" in page
