@@ -254,6 +254,15 @@ def test_dollars_are_read_as_jupyter_reads_them():
     assert r"\(f =\)" in page and r"\[y = z\]" in page and "<code>$x$</code>" in page
 
 
+def test_formulas_come_out_as_tex_has_them():
+    text = r"""$\mathbf{x}$, $\boldsymbol{x}$, $\texttt{x}$, $\mathbb{R}$, $\operatorname{diag}(x)$,
+        $\log \operatorname{softmax}(z)$, $a \odot b \cap c$, $\lVert x \rVert$,
+        $\|x\|$, $\big\|x\big\|$, $\text{if }x$, $\left.x\right|_0$"""
+    (page,) = pages(pdf(small(new_markdown_cell(text)), "student"))
+    wanted = "𝐱, 𝒙, 𝚡, ℝ, diag(𝑥), log softmax(𝑧), 𝑎 ⊙ 𝑏 ∩ 𝑐, ‖𝑥‖, ‖𝑥‖, ‖𝑥‖, if 𝑥, 𝑥|0"
+    assert bare(wanted) in bare(page)
+
+
 def markdown(text):
     return new_markdown_cell(text)
 
@@ -265,9 +274,12 @@ UNKNOWN = {
     "\\unheard": markdown(r"$\unheard{x}$"),
     "\\color": markdown(r"$\color{red}{x}$"),
     "\\begin{align}": markdown("\\begin{align}\nx\n\\end{align}"),
+    "aligned within": markdown(r"$$ f = \begin{aligned} a &= b \end{aligned} $$"),
+    "\\right without": markdown(r"$x \right)$"),
     "two numbers": markdown(r"$$ x \tag{1.1} \tag{1.2} $$"),
     "too wide": markdown("$$ " + " + ".join(["xyz"] * 60) + " $$"),
     "https://example.org/x.png": markdown("![x](https://example.org/x.png)"),
+    "https://example.org/y.png": markdown("![x][y]\n\n[y]: https://example.org/y.png"),
     "nowhere.png": markdown("![x](nowhere.png)"),
     "attachment:x.png": markdown("![x](attachment:x.png)"),
     "raw": nbformat.v4.new_raw_cell("raw"),

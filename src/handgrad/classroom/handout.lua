@@ -17,8 +17,9 @@ end
 
 -- Mathematics ------------------------------------------------------------------------------------
 
--- TeX that pandoc would lose without a word
+-- TeX that pandoc would lose without a word, or mangle within a formula
 local LOST = { "color", "textcolor", "substack", "label", "ref", "eqref", "tag", "hphantom", "vphantom" }
+local WITHIN = { "aligned", "align", "split", "gathered", "array" }
 
 -- What pandoc writes amiss is wrapped in two operators of these names, found again in its typst.
 local function wrapped(name, tex)
@@ -82,12 +83,18 @@ local function formula(tex)
       refuse("\\" .. macro .. " has no place in " .. tex)
     end
   end
-  for name, stripped in pairs({ array = "{[lcr]*}", matrix = "", smallmatrix = "", cases = "" }) do
-    local pattern = "\\begin{" .. name .. "}" .. stripped .. "(.-)\\end{" .. name .. "}"
+  for _, name in ipairs({ "array", "matrix", "smallmatrix", "cases" }) do
+    local columns = name == "array" and "{[lcr]*}" or ""
+    local pattern = "\\begin{" .. name .. "}" .. columns .. "(.-)\\end{" .. name .. "}"
     tex = tex:gsub(pattern, function(rows)
       local left = name == "cases" and "left" or "bare"
       return wrapped(left, "\\begin{pmatrix}" .. rows .. "\\end{pmatrix}")
     end)
+  end
+  for _, name in ipairs(WITHIN) do
+    if tex:find("\\begin{" .. name, 1, true) then
+      refuse(name .. " within a formula: " .. tex)
+    end
   end
   tex = tex:gsub("\\lvert%f[%A]", "\\left|"):gsub("\\rvert%f[%A]", "\\right|")
   tex = tex:gsub("\\|", "\\Vert "):gsub("\\operatorname%*{", "\\operatorname{limits")
@@ -97,7 +104,8 @@ local function formula(tex)
     refuse("no formula: " .. tex)
   end
   -- a matrix without parentheses, or with one brace
-  for name, prefix in pairs({ bare = "", left = "align: #left, column-gap: #1.2em, " }) do
+  for _, name in ipairs({ "bare", "left" }) do
+    local prefix = name == "left" and "align: #left, column-gap: #1.2em, " or ""
     local opened = '"open' .. name .. '" '
     out = out:gsub(opened .. 'mat%(delim: "%(", ', opened .. "mat(delim: #none, " .. prefix)
     out = out:gsub(opened .. "vec%(", opened .. "vec(delim: #none, ")
@@ -106,7 +114,7 @@ local function formula(tex)
   out = out:gsub('"openlr" ([%[({])', '"openlr" \\%1'):gsub('([%])}]) "shutlr"', '\\%1 "shutlr"')
   out = out:gsub('"open(%a+)"', "%1("):gsub('"shut%a+"', ")")
   out = out:gsub('"limits([^"]*)"', 'op("%1", limits: #true)')
-  out = out:gsub('(.?)"([%a ]+)"', function(before, name)
+  out = out:gsub('(.?)"([%w%- ]+)"', function(before, name)
     if before == "(" then -- upright("a text"), op("already")
       return nil
     end
@@ -114,9 +122,9 @@ local function formula(tex)
   end)
   -- beside words the spaces that stand in \text, and beside bars none
   out = out:gsub('upright%("(%s*)(.-)(%s*)"%)%s*', function(before, words, after)
-    return (before == "" and "@" or "") .. 'upright("' .. words .. '")' .. (after ~= "" and " " or "")
+    return (before == "" and "\1" or "") .. 'upright("' .. words .. '")' .. (after ~= "" and " " or "")
   end)
-  out = out:gsub("(%f[%w]%w%s+)@", "%1#h(0pt) "):gsub("(%)%s+)@", "%1#h(0pt) "):gsub("@", "")
+  out = out:gsub("(%f[%w]%w%s+)\1", "%1#h(0pt) "):gsub("(%)%s+)\1", "%1#h(0pt) "):gsub("\1", "")
   out = out:gsub("%s*bar%.v%.double%s*", "‖"):gsub("%s*\\|%s*", "\\|")
   out = out:gsub("#h%(0em%)", "thick"):gsub("#h%(%-1em%)", "#h(-0.1667em)")
   -- names that typst has given up
@@ -199,6 +207,7 @@ end
 local function aligned(tex)
   local body = tex:match("^%s*\\begin{aligned}(.*)\\end{aligned}%s*$")
     or tex:match("^%s*\\begin{align%*?}(.*)\\end{align%*?}%s*$")
+    or tex:match("^%s*\\begin{split}(.*)\\end{split}%s*$")
   local rows = body and table_of(body)
   local reasoned = rows ~= nil
   for _, cells in ipairs(rows or {}) do
@@ -347,6 +356,12 @@ local function code(element)
   end
 end
 
+local function image(element)
+  if element.src:find(":") then
+    refuse("the image " .. element.src .. " is not a file beside the notebook")
+  end
+end
+
 local function raw(element)
   refuse("raw " .. element.format .. ", " .. element.text:match("[^\n]*"))
 end
@@ -368,7 +383,7 @@ local function str(element)
 end
 
 return {
-  { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
+  { RawBlock = raw, RawInline = raw, Code = math_or_code, Image = image, Inlines = links },
   { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }

@@ -45,4 +45,4 @@ def pdf(notebook, edition, paper="a4"):
                 pdf_standards="a-2u",
             )
         except typst.TypstError as failure:
-            raise ValueError(failure.message) from None
+            raise ValueError(failure.message.partition("\n")[0]) from None
