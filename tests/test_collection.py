@@ -108,7 +108,8 @@ def test_every_public_triple_has_its_row_and_every_row_its_notebook():
             assert function.__name__ == layer.name + suffix
         path = ROOT / "notebooks" / f"{layer.notebook}.ipynb"
         code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
-        proof = rf"check_rule\(\s*{layer.name},\s*{layer.name}_fwd,\s*{layer.name}_bwd"
+        triple = r",\s*".join(rf"hg\.{layer.name}{suffix}" for suffix in ("", "_fwd", "_bwd"))
+        proof = rf"check_rule\(\s*{triple}"
         assert any(re.search(proof, source) for source in code), f"{layer.name} is not proved"
 
 

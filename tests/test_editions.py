@@ -380,7 +380,6 @@ def test_paper_and_page_are_given_the_edition(tmp_path, monkeypatch, capsys):
         (["--edition", "teacher", "-o", "out"], "--edition: invalid choice: 'teacher'"),
         (["--to", "docx", "-o", "out"], "--to: invalid choice: 'docx'"),
         (["--paper", "a3", "-o", "out"], "--paper: invalid choice: 'a3'"),
-        (["--to", "ipynb"], "required: -o"),
         (["nowhere.ipynb", "-o", "out"], "handgrad: nowhere.ipynb: no such notebook"),
         (["--to", "ipynb", "-o", "a_file"], "handgrad: a_file: not a folder"),
         (["--to", "ipynb", "-o", "a_file/in_it"], "cannot be written: Not a directory"),

@@ -105,9 +105,9 @@ def test_nbgrader_gives_a_point_for_each_right_answer(course):
             row["student_id"]: (row["score"], row["max_score"]) for row in csv.DictReader(table)
         }
     assert grades == {
-        "filled": ("2.0", "2.0"),
-        "unfilled": ("0.0", "2.0"),
-        "mistaken": ("1.0", "2.0"),
+        "filled": ("3.0", "3.0"),
+        "unfilled": ("0.0", "3.0"),
+        "mistaken": ("2.0", "3.0"),
     }
 
 
@@ -134,5 +134,5 @@ def test_without_nbgrader_the_checks_that_fail_are_counted(classroom):
     assert [line.rpartition("/")[2] for line in printed.splitlines()] == [
         "filled.ipynb:0",
         "mistaken.ipynb:1",
-        "unfilled.ipynb:2",
+        "unfilled.ipynb:3",
     ]

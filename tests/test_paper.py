@@ -11,6 +11,7 @@ import pypdf
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from handgrad.classroom.editions import edition
 from handgrad.classroom.page import html
 from handgrad.classroom.paper import pdf
 
@@ -116,10 +117,8 @@ def solutions(notebook):
 
 @each_notebook
 def test_no_solution_is_in_a_student_s_handout(printed, path):
-    reason = "the student's edition is made by handgrad.classroom.editions, which is not here"
-    editions = pytest.importorskip("handgrad.classroom.editions", reason=reason)
     notebook, full = printed[path]
-    student = editions.edition(notebook, "student")
+    student = edition(notebook, "student")
     paper, page = bare("".join(pages(pdf(student, "student")))), bare(html(student, "student"))
     full = bare("".join(full))
     elsewhere = ""

@@ -153,7 +153,8 @@ def execution_trace(ax, forward, parameters=()):
         hanging = [source for source in sources if source not in place]
         for i, source in enumerate(hanging):
             place[source] = (place[value][0] + 0.8 * (i - (len(hanging) - 1) / 2), -1.3)
-        edges += [(source, value, ast.unparse(call.func)) for source in sources]
+        function = ast.unparse(call.func).split(".")[-1]
+        edges += [(source, value, function) for source in sources]
     circles = {}
     for name, (x, y) in place.items():
         color = PARAMETER if name in parameters else INPUT if name in inputs else "0.35"
