@@ -1,4 +1,11 @@
-"""Every test runs in float64, as the proofs do."""
+"""Every test runs in float64, as the proofs do, and compiles nothing twice."""
+
+import os
+from pathlib import Path
+
+# Shared by the workers and by the kernels of the notebooks; jax reads it when it is imported.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 

@@ -163,7 +163,7 @@ def suspects_of(rule, which, args, dz):
         return {z: f(*put(put(args, which, at.floats), others, at.others), **hyper)}
 
     def total(at):
-        return _inner(dz, exchanged(values(at)[z], at, z))
+        return _inner(at.own[z], exchanged(values(at)[z], at, z))
 
     slots = {z: tree_map(jnp.zeros_like, dz)}
     floats, rest = [args[i] for i in which], [args[i] for i in others]
