@@ -1,5 +1,6 @@
 """The checker sees what is wrong, blames the right step, and refuses bad input clearly."""
 
+import io
 import itertools
 
 import jax
@@ -214,6 +215,35 @@ def steps(*planted):
     return d
 
 
+NAMED = {
+    "dz2": ("diagonal", lambda z1, da1, do, o: o * (1 - o) * do),
+    "dz1": ("local factor", lambda z1, da1, do, o: da1),
+    "dW2": ("transposed", lambda z1, da1, do, o: steps()["dW2"].T),
+    "da1": ("sign", lambda z1, da1, do, o: -da1),
+    "dW1": ("factor", lambda z1, da1, do, o: 2 * steps()["dW1"]),
+}
+
+
+@pytest.mark.parametrize("step", NAMED)
+def test_the_mistake_in_a_step_is_named(step):
+    W1, b1, W2, b2, x = AT
+    z1 = W1 @ x + b1
+    o = np.asarray(hg.softmax(W2 @ np.maximum(z1, 0) + b2))
+    mistake, wrong = NAMED[step]
+    d = steps()
+    with pytest.raises(GradientMismatch) as mismatch:
+        check_steps(loss, at=AT, **d | {step: wrong(z1, d["da1"], d["do"], o)})
+    verdicts = {verdict.name: verdict for verdict in mismatch.value.report}
+    assert mistake in verdicts[step].mistakes
+
+
+def test_the_step_to_mend_first_is_the_one_that_no_other_reaches():
+    d = steps("dz1", "dz2")
+    backwards = {name: d[name] for name in reversed(d)}
+    with pytest.raises(GradientMismatch, match="Mend dz2 first"):
+        check_steps(loss, at=AT, **backwards)
+
+
 def test_right_steps_are_right(capsys):
     check_steps(loss, at=AT, **steps())
     assert capsys.readouterr().out.count("right\n") == len(ORDER)
@@ -271,3 +301,44 @@ def test_taps_are_checked(f, message):
     with pytest.raises(ValueError, match=message):
         check_steps(f, at=(np.ones(3),), da=np.ones(3))
     hg.check_gradient(np.ones(3), lambda x: tap("a", x).sum(), np.ones(3))  # nothing stays behind
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_colours_unless_it_is_asked_not_to(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    check_gradient(2 * X, lambda x: (x**2).sum(), X)
+    assert "\x1b[32mmatches jax.grad\x1b[0m" in terminal.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    check_gradient(2 * X, lambda x: (x**2).sum(), X)
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_a_notebook_shows_the_same_as_a_table():
+    from IPython.core.formatters import DisplayFormatter
+
+    with pytest.raises(GradientMismatch) as mismatch:
+        check_steps(loss, at=AT, **steps("dz2"))
+    shown, _ = DisplayFormatter().format(mismatch.value)
+    assert shown["text/plain"] == str(mismatch.value)
+    assert mismatch.value._render_traceback_()[1:] == str(mismatch.value).splitlines()
+    table = shown["text/html"]
+    assert table.count("<tr>") == len(ORDER) + 1 and "Mend dz2 first." in table
+    assert table.count("✗") == table.count("<b>WRONG:</b>") == 1
+    assert table.count("✓") == len(ORDER) - 1
+    assert "&lt;" in hg.check.Report([hg.check.Verdict("d<x>", (), True, "")]).html()
+
+
+def test_a_kernel_shows_the_table_and_prints_nothing(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("handgrad.check.report._in_a_notebook", lambda: True)
+    monkeypatch.setattr("handgrad.check.report._display", shown.append)
+    report = check_gradient(2 * X, lambda x: (x**2).sum(), X)
+    assert shown == [{"text/plain": str(report), "text/html": report.html()}]
+    assert capsys.readouterr().out == ""

@@ -130,7 +130,12 @@ def test_the_readme_s_examples_run(capsys):
     blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
     names = {}
     for block in blocks:
-        exec(block, names)
+        promised = re.search(r"# GradientMismatch: (.*)", block)
+        if promised:
+            with pytest.raises(handgrad.GradientMismatch, match=re.escape(promised[1])):
+                exec(block, names)
+        else:
+            exec(block, names)
     assert "dW  (3, 2)  right" in capsys.readouterr().out
 
 

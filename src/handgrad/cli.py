@@ -51,6 +51,7 @@ def verify(name=None):
 
     from handgrad.catalog import LAYERS
     from handgrad.check import GradientMismatch, prove
+    from handgrad.check.report import painted
 
     jax.config.update("jax_enable_x64", True)
     layers = [layer for layer in LAYERS if name in (None, layer.name, layer.module)]
@@ -77,9 +78,8 @@ def verify(name=None):
         for verdict in verdicts.values():
             gradients, wrong = gradients + 1, wrong + (not verdict.right)
             reason = "" if verdict.right else f"WRONG, shape {verdict.shape}: "
-            progress.write(
-                f"{layer.name:{width}}  {verdict.name:{columns}}  {reason}{verdict.words}"
-            )
+            words = painted(reason + verdict.words, verdict.right)
+            progress.write(f"{layer.name:{width}}  {verdict.name:{columns}}  {words}")
     if wrong:
         print(f"\n{wrong} of {gradients} gradients of {len(layers)} rules are wrong.")
         return 1

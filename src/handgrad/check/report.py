@@ -5,8 +5,6 @@ import os
 import sys
 from typing import NamedTuple
 
-GREEN, RED, PLAIN = "\x1b[32m", "\x1b[1;31m", "\x1b[0m"
-
 
 class Verdict(NamedTuple):
     """What was found of one gradient: its name, its shape, whether it is right, and why.
@@ -25,14 +23,15 @@ class Report(tuple):
     """The verdicts of one check, in the order of the gradients, one aligned line each."""
 
     def __str__(self):
-        return "\n".join(self._lines())
+        return self.text(lambda words, right: words)
 
-    def _lines(self, right="", wrong="", plain=""):
+    def text(self, paint):
+        """The lines; paint(words, right) may colour what is said of each gradient."""
         columns = [(v.name, str(v.shape)) for v in self]
-        wide, wider = (max((len(row[i]) for row in columns), default=0) for i in (0, 1))
-        for verdict, (name, shape) in zip(self, columns, strict=True):
-            words = f"{right}{verdict.words}" if verdict.right else f"{wrong}WRONG: {verdict.words}"
-            yield f"{name:{wide}}  {shape:{wider}}  {words}{plain}"
+        name, shape = (max((len(row[i]) for row in columns), default=0) for i in (0, 1))
+        words = [paint(v.words if v.right else f"WRONG: {v.words}", v.right) for v in self]
+        rows = zip(columns, words, strict=True)
+        return "\n".join(f"{n:{name}}  {s:{shape}}  {said}" for (n, s), said in rows)
 
     def html(self, note=""):
         """The table for a notebook: a mark and a word tell right from wrong, beside the colour."""
@@ -50,10 +49,8 @@ class Report(tuple):
             raise GradientMismatch(f"{self}\n{note}".rstrip(), self, note)
         if _in_a_notebook():
             _display({"text/plain": str(self), "text/html": self.html()})
-        elif sys.stdout.isatty() and not os.environ.keys() & {"NO_COLOR"}:
-            print(*self._lines(GREEN, RED, PLAIN), sep="\n")
         else:
-            print(self)
+            print(self.text(painted))
         return self
 
 
@@ -76,6 +73,13 @@ class GradientMismatch(AssertionError):
     def _render_traceback_(self):
         """In a notebook the table is all that a reader needs; JAX's frames say nothing more."""
         return [f"{type(self).__name__}:", *str(self).splitlines()]
+
+
+def painted(words, right):
+    """The words, in green or in bold red where the terminal shows colours."""
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+        return words
+    return f"\x1b[32m{words}\x1b[0m" if right else f"\x1b[1;31m{words}\x1b[0m"
 
 
 _CELL = 'style="text-align:left; padding:0.15em 0.9em 0.15em 0"'
