@@ -153,8 +153,26 @@ def test_anybody_s_numbers(capsys):
         check_gradient([2.0, 5.0], lambda x: (x**2).sum(), [1.0, 2.0])
     with pytest.raises(GradientMismatch, match="expected shape"):
         check_gradient([[2.0, 4.0]], lambda x: (x**2).sum(), [1.0, 2.0])
-    with pytest.raises(GradientMismatch, match="expected an array of numbers; got a str"):
+    with pytest.raises(GradientMismatch, match="expected an array of real numbers; got dtype <U3"):
         check_gradient("2 x", lambda x: (x**2).sum(), [1.0, 2.0])
+
+
+def test_a_large_loss_in_float32_does_not_hide_a_wrong_gradient():
+    x = jnp.asarray(rng.normal(size=(300, 400)), "float32")
+    check_gradient(2 * x, lambda x: (x**2).sum(), x)
+    for wrong in (0 * x, 2.001 * x, 2 * x + 1e-3):
+        with pytest.raises(GradientMismatch):
+            check_gradient(wrong, lambda x: (x**2).sum(), x)
+
+
+def test_a_plain_int_may_be_a_size():
+    check_gradient(2 * X, lambda x, n: (x[..., :n] ** 2).sum(), X, 4)
+    check_steps(lambda x, n: tap("y", x[:n] ** 2).sum(), at=(X, 2), dy=np.ones_like(X), dx=2 * X)
+
+
+def test_a_complex_gradient_is_refused():
+    with pytest.raises(GradientMismatch, match="real numbers; got dtype complex128"):
+        check_gradient(2 * X + 0j, lambda x: (x**2).sum(), X)
 
 
 def test_a_gradient_of_zero_is_not_asked_for_more_digits_than_there_are():

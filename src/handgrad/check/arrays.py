@@ -20,7 +20,12 @@ def as_float64(arg):
 
 
 def as_arrays(arg):
-    """The argument with arrays for leaves: a list of numbers is an array, one of arrays a tree."""
+    """The argument with arrays for leaves: a list of numbers is an array, one of arrays a tree.
+
+    A plain int stays one, so that a function may use it as a size.
+    """
+    if isinstance(arg, int):
+        return arg
     if isinstance(arg, list) and not any(hasattr(leaf, "dtype") for leaf in tree_leaves(arg)):
         arg = np.asarray(arg)
     return tree_map(jnp.asarray, arg)
@@ -51,6 +56,11 @@ def float_arguments(names, args):
         )
         raise TypeError(f"expected a float argument to differentiate by; {kinds or 'got none'}")
     return which
+
+
+def other_arguments(args, which):
+    """The places of the arguments that are arrays, though not differentiable: labels, ids."""
+    return [i for i, arg in enumerate(args) if i not in which and not isinstance(arg, int)]
 
 
 def put(args, which, floats):

@@ -48,13 +48,15 @@ def compare(name, mine, theirs, judge):
 
 def compare_leaf(name, mine, theirs, judge, leaf=0):
     """The Verdict of one array."""
-    theirs, kind = np.asarray(theirs), type(mine).__name__
+    theirs = np.asarray(theirs)
     try:
         mine = np.asarray(mine)
+        if np.iscomplexobj(mine):
+            raise TypeError
         dtype = mine.dtype if str(mine.dtype) in TOLERANCE else np.dtype("float64")
         mine = mine.astype("float64")
     except (TypeError, ValueError):
-        words = f"expected an array of numbers; got a {kind}"
+        words = f"expected an array of real numbers; got {_kind(mine)}"
         return Verdict(name, theirs.shape, False, words, ("dtype",))
     coarser = max((str(dtype), str(theirs.dtype)), key=TOLERANCE.__getitem__)
     theirs = theirs.astype("float64")
@@ -70,15 +72,13 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
         expected = f"; expected {theirs[where]:.4g}" if mine.shape == theirs.shape else ""
         return wrong(f"{value}{_at(where)}{_born(judge.born('hand'))}{expected}", (kind,))
 
-    def close(a, b):
-        if a.shape != b.shape or not np.isfinite(a).all():
-            return False
-        largest = np.abs(b).max(initial=0.0)
-        return bool((np.abs(a - b) <= TOLERANCE[coarser] * largest + judge.noise).all())
+    def off(a, b):
+        return np.abs(a - b) > TOLERANCE[coarser] * np.abs(b).max(initial=0.0) + judge.noise
 
-    if close(mine, theirs):
+    evidence = Evidence(off)
+    if evidence.close(mine, theirs):
         return Verdict(name, mine.shape, True, agree)
-    evidence = Evidence(close, **judge.evidence(leaf))
+    evidence = evidence._replace(**judge.evidence(leaf))
     mistakes, words = diagnose(name, mine, theirs, evidence)
     if mine.shape != theirs.shape:
         expected = f"expected shape {theirs.shape}"
@@ -96,10 +96,11 @@ def right(*operands):
 
 
 def noise(value, arg):
-    """The slope that a rounding of the loss looks like, seen over the argument's size, (8.8)."""
+    """The slope by which all entries together explain some roundings of the loss, (8.8)."""
     leaves = [np.asarray(leaf) for leaf in tree_leaves((value, arg)) if is_float(leaf)]
     eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
-    return 8 * eps * abs(float(value)) / float(size(arg))
+    entries = max(sum(leaf.size for leaf in leaves[1:]), 1)
+    return 32 * eps * abs(float(value)) / (entries * float(size(arg)))
 
 
 def size(arg):
@@ -109,6 +110,10 @@ def size(arg):
         return 1.0
     square = jnp.mean(jnp.concatenate(leaves).astype(float) ** 2)
     return jnp.where(square > 0, jnp.sqrt(square), 1.0)
+
+
+def _kind(mine):
+    return f"dtype {mine.dtype}" if isinstance(mine, np.ndarray) else f"a {type(mine).__name__}"
 
 
 def _first(mask):

@@ -4,7 +4,15 @@ from functools import cache
 
 import jax
 
-from handgrad.check.arrays import argument_names, as_arrays, float_arguments, once, put, scalar
+from handgrad.check.arrays import (
+    argument_names,
+    as_arrays,
+    float_arguments,
+    once,
+    other_arguments,
+    put,
+    scalar,
+)
 from handgrad.check.compare import Judge, compare, noise
 from handgrad.check.forks import birth_of_nan
 from handgrad.check.report import Report
@@ -32,17 +40,17 @@ def check_gradient(hand, f, /, *args):
         got = len(hand) if isinstance(hand, tuple | list) else 1
         wanted = ", ".join("d" + names[i] for i in which)
         raise ValueError(f"hand: expected {len(which)} gradients ({wanted}); got {got}")
-    gradient = jax.value_and_grad(scalar(f), argnums=which)
-    value, true = once(gradient)(*args)
-    others = [arg for i, arg in enumerate(args) if i not in which]
-    rest = [i for i in range(len(args)) if i not in which]
+    floats = [args[i] for i in which]
+    gradient = jax.value_and_grad(lambda floats: scalar(f)(*put(args, which, floats)))
+    value, true = once(gradient)(floats)
+    others = other_arguments(args, which)
 
     def total(at):
-        return f(*put(put(args, which, at.floats), rest, at.others))
+        return f(*put(put(args, which, at.floats), others, at.others))
 
-    at = Operands([args[i] for i in which], others, {}, {}, {})
+    at = Operands(floats, [args[i] for i in others], {}, {}, {})
     suspects = Suspects(total, at, lambda at: {})
-    born = cache(lambda who: birth_of_nan(gradient, *args) if who == "JAX" else None)
+    born = cache(lambda who: birth_of_nan(gradient, floats) if who == "JAX" else None)
     verdicts = []
     for j, (i, mine, theirs) in enumerate(zip(which, hand, true, strict=True)):
         judge = Judge(noise(value, args[i]), "matches jax.grad", suspects.of_argument(j), born)

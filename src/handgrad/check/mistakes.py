@@ -29,13 +29,13 @@ class Alternative(NamedTuple):
 class Evidence(NamedTuple):
     """What a checker knows of a wrong gradient besides the two arrays; what it can't know is empty.
 
-    close(a, b) says whether two arrays agree to the digits of their dtype; counts are the sizes
-    that an N may stand for; alternatives() are what mistakes would have given, and mended() pairs
-    of a mistake and what the hand gives without it; at_a_kink(places) says whether the loss has two
-    slopes there. The last three, for a norm: the input, the layer on any input, and dz.
+    off(a, b) says which entries of a differ from b beyond the digits of their dtype; counts are the
+    sizes that an N may stand for; alternatives() are what mistakes would have given, and mended()
+    pairs of a mistake and what the hand gives without it; at_a_kink(places) says whether the loss
+    has two slopes there. The last three are for a norm: its input, the layer on any input, and dz.
     """
 
-    close: Callable
+    off: Callable
     counts: tuple = ()
     alternatives: Callable = tuple
     mended: Callable = tuple
@@ -43,6 +43,10 @@ class Evidence(NamedTuple):
     argument: np.ndarray | None = None
     forward: Callable | None = None
     upstream: np.ndarray | None = None
+
+    def close(self, a, b):
+        """Whether a is b, to the digits of their dtype."""
+        return a.shape == b.shape and bool(np.isfinite(a).all()) and not self.off(a, b).any()
 
 
 def diagnose(name, hand, true, evidence):
@@ -182,9 +186,7 @@ def _in_part(hand, true, evidence):
     if hand.shape != true.shape or not hand.size:
         return
     scale = np.abs(true).max()
-    wrong = np.abs(hand - true) > 1e-9 * scale
-    if not wrong.any():
-        wrong = hand != true
+    wrong = evidence.off(hand, true)
     share = wrong.mean()
     rough = np.abs(hand - true) > 1e-11 * np.abs(true)
     if np.abs(hand - true).max() < 1e-6 * scale and rough.sum() >= np.count_nonzero(true) / 2:
@@ -201,17 +203,16 @@ def _in_part(hand, true, evidence):
         elif not hand[wrong].any():
             words = f"right except at {where}, where it is 0: masked, though it counts"
             yield (Mistake("masked", words),)
-    if hand.ndim and hand.shape[-1] > 2 and _shifted_label(hand - true, evidence):
+    if hand.ndim and hand.shape[-1] > 2 and _shifted_label(hand - true, wrong):
         yield (LABEL,)
 
 
 LABEL = Mistake("label", "the label is off by one: labels count from 0")
 
 
-def _shifted_label(error, evidence):
+def _shifted_label(error, wrong):
     # In every row two neighbours are wrong and nothing else; the same way round in all of them.
-    rows = error.reshape(-1, error.shape[-1])
-    wrong = np.abs(rows) > 1e-9 * np.abs(rows).max()
+    rows, wrong = (a.reshape(-1, a.shape[-1]) for a in (error, wrong))
     rows, wrong = rows[wrong.any(axis=-1)], wrong[wrong.any(axis=-1)]
     if not (wrong.sum(axis=-1) == 2).all():
         return False

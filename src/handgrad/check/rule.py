@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from handgrad.check.arrays import argument_names, as_arrays, as_float64, float_arguments, once, put
+from handgrad.check.arrays import (
+    argument_names,
+    as_arrays,
+    as_float64,
+    float_arguments,
+    once,
+    other_arguments,
+    put,
+)
 from handgrad.check.compare import TOLERANCE, Judge, compare, compare_leaf, noise, size
 from handgrad.check.forks import birth_of_nan
 from handgrad.check.mistakes import Mistake
@@ -39,7 +47,7 @@ def prove(f, f_fwd, f_bwd, draws, **hyper):
             "a proof is in float64, and JAX is in 32-bit mode: expected "
             'jax.config.update("jax_enable_x64", True) before the first array'
         )
-    draws = [tuple(as_arrays(arg) for arg in args) for args in draws]
+    draws = [tuple(tree_map(jnp.asarray, as_arrays(arg)) for arg in args) for args in draws]
     names = argument_names(f, draws[0])
     which = float_arguments(names, draws[0])
     # A fresh function at every call: a cached trace would not see a helper that was redefined.
@@ -157,7 +165,7 @@ def suspects_of(rule, which, args, dz):
     """The Suspects of a rule: a derivation of one step, from args to z, whose cotangent is dz."""
     f, _, f_bwd, hyper = rule
     z = [*argument_names(f_bwd, ((), ()))][1].removeprefix("d")  # as the reader calls it
-    others = [i for i in range(len(args)) if i not in which]
+    others = other_arguments(args, which)
 
     def values(at):
         return {z: f(*put(put(args, which, at.floats), others, at.others), **hyper)}

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_leaves, tree_map, tree_structure
 
-from handgrad.check.arrays import argument_names, as_arrays, float_arguments, once, put, scalar
+from handgrad.check.arrays import (
+    argument_names,
+    as_arrays,
+    float_arguments,
+    once,
+    other_arguments,
+    put,
+    scalar,
+)
 from handgrad.check.compare import Judge, compare, noise, right
 from handgrad.check.forks import birth_of_nan
 from handgrad.check.report import Report
@@ -45,7 +53,7 @@ def check_steps(loss, /, *, at, **steps):
     at = tuple(as_arrays(arg) for arg in at)
     names = argument_names(loss, at)
     which = float_arguments(names, at)
-    taps = _find_taps(loss, at, names)
+    taps = _find_taps(loss, at, which, names)
     arguments = {names[i]: j for j, i in enumerate(which)}
     known = ["d" + name for name in (*taps, *arguments)]
     for step in steps:
@@ -63,7 +71,7 @@ def check_steps(loss, /, *, at, **steps):
         else slots[name]
         for name in taps
     }
-    others = [i for i in range(len(at)) if i not in which]
+    others = other_arguments(at, which)
     here = Operands([at[i] for i in which], [at[i] for i in others], slots, own, taken)
 
     def run(here):
@@ -103,7 +111,7 @@ def check_steps(loss, /, *, at, **steps):
 
     def judge(name, words):
         if name in taps:
-            return Judge(noise(value, ()), words, suspects.of_tap(name), born)
+            return Judge(noise(value, taps[name]), words, suspects.of_tap(name), born)
         j = arguments[name]
         return Judge(noise(value, here.floats[j]), words, suspects.of_argument(j), born)
 
@@ -144,7 +152,7 @@ def _recorded(recorder, f, *args):
         _recorders.pop()
 
 
-def _find_taps(loss, at, names):
+def _find_taps(loss, at, which, names):
     # The taps' values by name.
     taps = {}
 
@@ -156,13 +164,13 @@ def _find_taps(loss, at, names):
         taps[name] = value
         return value
 
-    def traced(*args):
-        return _recorded(record, scalar(loss), *args), dict(taps)
+    def traced(floats):
+        return _recorded(record, scalar(loss), *put(at, which, floats)), dict(taps)
 
     try:
         # A fresh function, since JAX does not run the body again of one that it has traced; and
         # run, since only then does JAX say that a value has left the vmap, scan or jit it is of.
-        return once(traced)(*at)[1]
+        return once(traced)([at[i] for i in which])[1]
     except jax.errors.UnexpectedTracerError:
         raise ValueError(
             f"tap: one of {', '.join(map(repr, taps))} stands inside vmap, scan or jit, where its "

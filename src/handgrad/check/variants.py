@@ -19,6 +19,7 @@ from handgrad.check.forks import gated
 from handgrad.check.mistakes import LABEL, Alternative, Mistake
 
 LIMIT = 64  # a Jacobian with more rows is not built, nor are more branches or examples tried
+MEMORY = 2**24  # numbers that all variants' operands together may hold
 
 
 class Operands(NamedTuple):
@@ -106,7 +107,8 @@ class Suspects:
 
 def kinked(total, at, target, places):
     """Whether the loss has two slopes at every one of these entries of the target."""
-    step = 1e-6 * max(np.abs(target.value).max(initial=0.0), 1e-3)
+    eps = float(jnp.finfo(target.value.dtype).eps)
+    step = eps**0.5 * max(np.abs(target.value).max(initial=0.0), 1e-3)
     sides = [at]
     for place in places:
         for t in (step, -step):
@@ -116,7 +118,8 @@ def kinked(total, at, target, places):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides)
     here, *values = np.asarray(once(jax.vmap(total))(stacked))
     up, down = (np.array(values[0::2]) - here) / step, (here - np.array(values[1::2])) / step
-    return bool((np.abs(up - down) > 1e-3 * np.maximum(np.abs(up), np.abs(down)) + 1e-6).all())
+    rounding = 16 * eps * abs(here) / step
+    return bool((np.abs(up - down) > 0.02 * np.maximum(np.abs(up), np.abs(down)) + rounding).all())
 
 
 def alternatives(total, at, values):
@@ -139,6 +142,7 @@ def alternatives(total, at, values):
     plan = [(("all", BRANCH), gates, at) for gates in _shut(uses)]
     batch = _batch(at)
     plan += [(key, open_, operands) for key, operands in _changed(at, targets, single, batch)]
+    plan = plan[: MEMORY // (1 + sum(np.size(leaf) for leaf in jax.tree.leaves(at)))]
     found = [[] for _ in range(len(jax.tree.leaves((at.floats, at.slots))))]
     if plan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row[1:] for row in plan))
