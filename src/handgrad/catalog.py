@@ -97,7 +97,7 @@ LAYERS = (
         r"a = \max(0, x)",
         gradients={"x": r"dx_i = \begin{cases} da_i & a_i > 0 \\ 0 & a_i = 0 \end{cases}"},
         kept={"a": "n"},
-        cost=("$n$ choices", "$n$ choices"),
+        cost=("$n$ selections", "$n$ selections"),
         examples=_elementwise,
     ),
     Layer(
@@ -159,17 +159,17 @@ LAYERS = (
         *(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, hg.softmax_cross_entropy_bwd),
         "06_softmax_cross_entropy",
         r"l = -\log \mathrm{softmax}(z)_y",
-        gradients={"z": r"dz = (\mathrm{softmax}(z) - t)\,dl"},
-        kept={r"\mathrm{softmax}(z)": "N k", "y": "N"},
+        gradients={"z": r"dz = (o - t)\,dl"},
+        kept={"o": "N k", "y": "N"},
         cost=("$N k$ + $N k$ exp", "$N k$"),
         examples=lambda rng: [
             ((z, y), {"label_smoothing": smoothing})
             for smoothing in (0.0, 0.1)
             for z, y in _labelled(rng)
         ],
-        where=r"$t = e_y$; smoothed by $\epsilon$, "
-        r"$t = (1 - \epsilon)\,e_y + \frac{\epsilon}{k}\,\mathbf{1}$ "
-        r"and $l = -\langle t, \log \mathrm{softmax}(z) \rangle$",
+        where=r"$o = \mathrm{softmax}(z)$; $t = e_y$, or smoothed, "
+        r"with $l = -\langle t, \log o \rangle$: "
+        r"$t = (1 - \epsilon)\,e_y + \frac{\epsilon}{k}\,\mathbf{1}$",
     ),
 )
 

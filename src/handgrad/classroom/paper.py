@@ -59,4 +59,5 @@ def compiled(template, body, folder, paper, **inputs):
             pdf_standards="a-2u",
         )
     except typst.TypstError as failure:
-        raise ValueError(failure.message) from None
+        reason = failure.message.removeprefix("panicked with: ").strip('"')
+        raise ValueError(reason) from None
