@@ -159,7 +159,7 @@ LAYERS = (
         *(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, hg.softmax_cross_entropy_bwd),
         "06_softmax_cross_entropy",
         r"l = -\log \mathrm{softmax}(z)_y",
-        gradients={"z": r"dz = (o - t)\,dl"},
+        gradients={"z": r"dz = (\operatorname{softmax}(z) - t)\,dl"},
         kept={"o": "N k", "y": "N"},
         cost=("$N k$ + $N k$ exp", "$N k$"),
         examples=lambda rng: [

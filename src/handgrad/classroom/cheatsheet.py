@@ -11,7 +11,8 @@ from handgrad.classroom.handout import write
 from handgrad.classroom.paper import compiled
 
 EQUATION = r"(?m)^ +d{} = .*# \((\d+\.\d+)\)$"
-COTANGENT = re.compile(r"(?<![\\A-Za-z])d(?:[A-Za-z]|\\[A-Za-z]+)(?![A-Za-z])")
+# dz, d\gamma or dz_n, and not the d of \odot
+COTANGENT = re.compile(r"(?<![\\A-Za-z])d(?:[A-Za-z]|\\[A-Za-z]+)(?![A-Za-z])(?:_(?:\w|{[^}]*}))?")
 
 
 def cheatsheet(path, paper="a4", layers=LAYERS):
