@@ -77,10 +77,18 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert one == two
 
 
-def test_sixty_layers_fit_and_more_than_a_hundred_are_refused(tmp_path):
-    assert len(pages(cheatsheet(tmp_path / "sheet.pdf", layers=LAYERS * 6))) == 2
-    with pytest.raises(ValueError, match=r"^the layers do not fit on two pages"):
-        cheatsheet(tmp_path / "more.pdf", layers=LAYERS * 12)
+@pytest.mark.parametrize("paper", ["a4", "letter"])
+def test_sixty_layers_fit_in_smaller_letters(paper, tmp_path):
+    first, second = pages(cheatsheet(tmp_path / "sheet.pdf", paper, LAYERS * 6))
+    assert len(re.findall("squared_error", first + second)) == 6
+
+
+def test_more_layers_than_one_can_read_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^the layers do not fit on two pages in letters of 6 pt$"
+    ):
+        cheatsheet(tmp_path / "sheet.pdf", layers=LAYERS * 9)
+    assert list(tmp_path.iterdir()) == []
 
 
 PLANTED = {
