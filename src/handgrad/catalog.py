@@ -11,11 +11,11 @@ import handgrad as hg
 class Layer(NamedTuple):
     """A layer: its triple, its notebook, its formula in LaTeX, and example inputs.
 
-    gradients has for each argument that has one its gradient, an equation in LaTeX; kept names
-    what the residuals hold, in order, and the count of its entries, in LaTeX both; cost counts the
-    products of the two ways, forward and back, in words with LaTeX between dollars. Counts are in
-    n entries of an element-wise layer, N examples and the letters of the shapes. Where says what
-    else stands in the gradients, in such words too.
+    For the cheat sheet, all in LaTeX: gradients has an equation for each argument that has a
+    gradient; kept names the residuals, in order, and how many entries each has; cost is how many
+    products the way forward takes, and the way back, as words with LaTeX between dollars; where
+    explains, in such words too, what else stands in a gradient. The letters are n for the entries
+    of any shape, N for the examples, and those of the signature.
 
     examples(rng) draws a list of (arguments, hyperparameters), in float64; from one draw to the
     next the shapes are the same, so a compiled check serves them all.
