@@ -24,6 +24,9 @@ def main(argv=None):
     lesson.add_argument("--paper", choices=["a4", "letter"], default="a4", help="of the pdf")
     pages = commands.add_parser("site", help="the notebooks as a static site, to open offline")
     pages.add_argument("-o", dest="out", type=Path, default=Path("site"), metavar="DIR")
+    card = commands.add_parser("cheatsheet", help="every layer's gradients on two pages of paper")
+    card.add_argument("-o", dest="out", type=Path, default=Path("cheatsheet.pdf"), metavar="FILE")
+    card.add_argument("--paper", choices=["a4", "letter"], default="a4")
     options = parser.parse_args(argv)
     try:
         if options.command == "accept":
@@ -32,6 +35,8 @@ def main(argv=None):
             return hand_out(options)
         if options.command == "site":
             return site(options.out)
+        if options.command == "cheatsheet":
+            return cheat_sheet(options)
         return verify(getattr(options, "name", None))
     except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
         print(f"handgrad: {problem}", file=sys.stderr)
@@ -118,6 +123,14 @@ def site(out):
     from handgrad.notebooks import FOLDER
 
     print(build(FOLDER, out))
+    return 0
+
+
+def cheat_sheet(options):
+    """Write the cheat sheet that the command line asks for, and print its path."""
+    from handgrad.classroom.cheatsheet import cheatsheet
+
+    print(cheatsheet(options.out, options.paper))
     return 0
 
 

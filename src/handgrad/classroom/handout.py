@@ -33,7 +33,7 @@ def handout(paths, kind, form, folder, paper="a4"):
         written = []
         for stem in tqdm(editions, disable=None, unit="handout"):
             written.append(folder / f"{stem}.{kind}.{form}")
-            _write(written[-1], _rendered(editions[stem], kind, form, paper, editions))
+            write(written[-1], _rendered(editions[stem], kind, form, paper, editions))
         return written
     except ModuleNotFoundError as missing:
         raise ImportError(
@@ -80,7 +80,13 @@ def _rendered(notebook, kind, form, paper, stems):
     return (nbformat.writes(notebook) + "\n").encode()
 
 
-def _write(path, content):
+def write(path, content):
+    """Write the bytes to the path, whole or not at all, into a folder that is made if it must be.
+
+    Raises:
+        OSError: the path cannot be written; names it.
+
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def markdown(notebook, folder, paper):
         if cell.cell_type == "markdown":
             part = source if number else source[re.search(r"(?m)^# ", source).start() :]
             part = ALERT.sub(lambda found: _div(NAMES[found[1]], found[2]), part)
-            part = FORMULA.sub(_formula, part)
+            part = formulas(part)
             part = IMAGE.sub(lambda found: _copied(*found.groups(), folder), part)
         elif cell.cell_type == "code":
             part = _code(source, paper)
@@ -102,8 +102,17 @@ def needs(name):
         raise ImportError(f"{name} is not installed: {install}") from None
 
 
+def formulas(text):
+    """The Markdown text with its formulas as code of a class of its own, as the filter has it.
+
+    Raises:
+        ValueError: a formula holds a backtick.
+
+    """
+    return FORMULA.sub(_formula, text)
+
+
 def _formula(found):
-    # Handed over as code of a class of its own, which the filter takes for what it is.
     if found["code"]:
         return found["code"]
     tex = " ".join((found["shown"] or found["inline"]).split())

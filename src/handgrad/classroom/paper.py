@@ -6,7 +6,7 @@ from pathlib import Path
 from handgrad.classroom import manuscript
 
 PAPERS = {"a4": "a4", "letter": "us-letter"}
-TEMPLATE = Path(__file__).with_name("handout.typ")
+HERE = Path(__file__).parent
 
 
 def pdf(notebook, edition, paper="a4"):
@@ -20,29 +20,44 @@ def pdf(notebook, edition, paper="a4"):
     """
     if edition not in manuscript.EDITIONS:
         raise ValueError(f"edition: expected student or instructor; got {edition}")
-    if paper not in PAPERS:
-        raise ValueError(f"paper: expected a4 or letter; got {paper}")
-    typst = manuscript.needs("typst")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = manuscript.markdown(notebook, folder, paper=True)
         body = manuscript.pandoc(text, "typst-smart", "--syntax-highlighting=none")
-        main = folder / "main.typ"
-        main.write_text(TEMPLATE.read_text("utf-8") + body, "utf-8")
-        inputs = {
-            "title": manuscript.title(notebook),
-            "edition": manuscript.EDITIONS[edition],
-            "names": "yes" if edition == "student" else "",
-            "paper": PAPERS[paper],
-        }
-        try:  # PDF/A, for which a character that no font has is an error
-            return typst.compile(
-                main,
-                root=folder,
-                ignore_system_fonts=True,
-                sys_inputs=inputs,
-                timestamp=0,
-                pdf_standards="a-2u",
-            )
-        except typst.TypstError as failure:
-            raise ValueError(failure.message.partition("\n")[0]) from None
+        return compiled(
+            "handout.typ",
+            body,
+            folder,
+            paper,
+            title=manuscript.title(notebook),
+            edition=manuscript.EDITIONS[edition],
+            names="yes" if edition == "student" else "",
+        )
+
+
+def compiled(template, body, folder, paper, **inputs):
+    """The body in that template, both typst, as the bytes of a PDF; folder holds its figures.
+
+    Raises:
+        ImportError: typst is not installed; says which extra has it.
+        ValueError: paper is unknown, or typst refuses what the body holds; quotes it.
+
+    """
+    if paper not in PAPERS:
+        raise ValueError(f"paper: expected a4 or letter; got {paper}")
+    typst = manuscript.needs("typst")
+    parts = [(HERE / name).read_text("utf-8") for name in ("house.typ", template)]
+    main = folder / "main.typ"
+    main.write_text("".join([*parts, body]), "utf-8")
+    try:  # PDF/A, for which a character that no font has is an error
+        return typst.compile(
+            main,
+            root=folder,
+            ignore_system_fonts=True,
+            sys_inputs={"paper": PAPERS[paper], **inputs},
+            timestamp=0,
+            pdf_standards="a-2u",
+        )
+    except typst.TypstError as failure:
+        reason = failure.message.removeprefix("panicked with: ").strip('"')
+        raise ValueError(reason) from None
