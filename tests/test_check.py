@@ -165,6 +165,22 @@ def test_a_large_loss_in_float32_does_not_hide_a_wrong_gradient():
             check_gradient(wrong, lambda x: (x**2).sum(), x)
 
 
+def test_many_branches_and_large_arrays_are_no_trouble():
+    def long(x):
+        for _ in range(40):
+            x = x * jnp.tanh(x)
+        return x.sum()
+
+    x = 3 + rng.random(size=3)
+    with pytest.raises(GradientMismatch, match="its sign is flipped"):
+        check_gradient(-jax.grad(long)(x), long, x)
+    x = jnp.ones((2000, 1000))
+    with pytest.raises(GradientMismatch, match="its sign is flipped"):
+        check_gradient(-2 * x, lambda x: (x**2).sum(), x)
+    with pytest.raises(GradientMismatch, match="no known mistake"):
+        check_gradient(2 * x + np.linspace(0, 1, 1000) ** 2, lambda x: (x**2).sum(), x)
+
+
 def test_a_plain_int_may_be_a_size():
     check_gradient(2 * X, lambda x, n: (x[..., :n] ** 2).sum(), X, 4)
     check_steps(lambda x, n: tap("y", x[:n] ** 2).sum(), at=(X, 2), dy=np.ones_like(X), dx=2 * X)

@@ -1,5 +1,7 @@
 """The command: its output, its exit status, and what it refuses."""
 
+import sys
+
 import nbformat
 import pytest
 
@@ -68,3 +70,11 @@ def test_a_missing_notebook_is_named(tmp_path, capsys):
     assert cli.main(["accept", str(tmp_path / "nowhere.ipynb")]) == 2
     assert "nowhere.ipynb: no such notebook" in capsys.readouterr().err
     assert notebooks.FOLDER.is_dir()
+
+
+def test_a_missing_library_names_the_extra_that_has_it(tmp_path, monkeypatch, capsys):
+    path = notebook(tmp_path, "print('a')")
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    assert cli.main(["accept", str(path)]) == 2
+    line = 'handgrad: nbclient is not installed: python -m pip install -e ".[test]"\n'
+    assert capsys.readouterr().err == line

@@ -123,5 +123,5 @@ def test_the_command_says_in_one_line_what_is_wrong(project, tmp_path, monkeypat
     assert cli.main(["site", "-o", str(tmp_path / "other")]) == 2
     *_, last = lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert last == 'handgrad: site: furo is missing: python -m pip install -e ".[classroom]"'
+    assert last == 'handgrad: furo is not installed: python -m pip install -e ".[classroom]"'
     assert not (tmp_path / "other").exists()

@@ -1,9 +1,24 @@
 """Re-execute notebooks and store the outputs in one normal form: twice changes no byte."""
 
+import importlib
 import os
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+
+
+def needs(module, extra="classroom"):
+    """Import a module that not everybody has installed.
+
+    Raises:
+        ImportError: it is missing; says which extra to install.
+
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        advice = f'python -m pip install -e ".[{extra}]"'
+        raise ImportError(f"{module} is not installed: {advice}") from None
 
 
 def accept(paths):
@@ -13,13 +28,13 @@ def accept(paths):
 
     Raises:
         FileNotFoundError: a path names no notebook.
+        ImportError: the extra "test" is not installed.
         RuntimeError: a cell failed; names the notebook and quotes the error.
 
     """
-    import nbformat  # of the extra "test": the proofs need neither
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
     from tqdm import tqdm
+
+    nbclient, nbformat = needs("nbclient", "test"), needs("nbformat", "test")
 
     for path in paths:
         if not path.is_file():
@@ -28,7 +43,7 @@ def accept(paths):
     os.environ |= {"PYTEST_CURRENT_TEST": "accept", "TF_CPP_MIN_LOG_LEVEL": "3"}
     for path in tqdm(paths, disable=None, unit="notebook"):
         notebook = nbformat.read(path, as_version=4)
-        client = NotebookClient(
+        client = nbclient.NotebookClient(
             notebook,
             timeout=120,
             kernel_name="python3",
@@ -38,7 +53,7 @@ def accept(paths):
         )
         try:
             client.execute()
-        except CellExecutionError as failure:
+        except nbclient.exceptions.CellExecutionError as failure:
             raise RuntimeError(
                 f"{path.name}: left as it was, since a cell fails:\n{failure}"
             ) from None

@@ -19,7 +19,7 @@ from handgrad.check.forks import gated
 from handgrad.check.mistakes import LABEL, Alternative, Mistake
 
 LIMIT = 64  # a Jacobian with more rows is not built, nor are more branches or examples tried
-MEMORY = 2**24  # numbers that all variants' operands together may hold
+MEMORY = 2**24  # numbers that the operands of one kind of variants may hold together
 
 
 class Operands(NamedTuple):
@@ -107,6 +107,7 @@ class Suspects:
 
 def kinked(total, at, target, places):
     """Whether the loss has two slopes at every one of these entries of the target."""
+    places = places[: max(_room(at) // 2, 1)]
     eps = float(jnp.finfo(target.value.dtype).eps)
     step = eps**0.5 * max(np.abs(target.value).max(initial=0.0), 1e-3)
     sides = [at]
@@ -138,11 +139,11 @@ def alternatives(total, at, values):
 
         return jax.tree.leaves(jax.grad(of, argnums=(0, 1))(operands.floats, operands.slots))
 
+    room, batch = _room(at), _batch(at)
     open_ = np.ones(len(uses))
-    plan = [(("all", BRANCH), gates, at) for gates in _shut(uses)]
-    batch = _batch(at)
+    plan = [(("all", BRANCH), gates, at) for gates in _shut(uses, room)]
     plan += [(key, open_, operands) for key, operands in _changed(at, targets, single, batch)]
-    plan = plan[: MEMORY // (1 + sum(np.size(leaf) for leaf in jax.tree.leaves(at)))]
+    plan = plan if room else []
     found = [[] for _ in range(len(jax.tree.leaves((at.floats, at.slots))))]
     if plan:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row[1:] for row in plan))
@@ -160,6 +161,11 @@ def alternatives(total, at, values):
                 if tap != target.tap:
                     found[target.place] += _of_upstream(target, tap, at.own, single, rows)
     return found
+
+
+def _room(at):
+    # how many rows, branches or examples may be tried
+    return min(LIMIT, MEMORY // (1 + sum(np.size(leaf) for leaf in jax.tree.leaves(at))))
 
 
 def _targets(at, values):
@@ -184,11 +190,11 @@ DUPLICATES = Mistake(
 )
 
 
-def _shut(uses):
+def _shut(uses, room):
     # every use shut alone and, where there are more than two, every use open alone
-    uses = np.asarray(uses[:LIMIT])
+    uses = np.asarray(uses)
     this = np.eye(len(uses), dtype=bool)
-    for k, value in enumerate(uses):
+    for k, value in enumerate(uses[:room]):
         yield np.where(this[k], 0.0, 1.0)
         if (uses == value).sum() > 2:
             yield np.where((uses == value) & ~this[k], 0.0, 1.0)
@@ -218,14 +224,14 @@ def _changed(at, targets, single, batch):
                 words = f"taken at the output {tap} instead of the input"
                 mistake = Mistake("output", words)
                 yield ("only", target.place, mistake), _put(at, target, value)
-    if 1 < (n := int(np.prod(batch, dtype=int))) <= LIMIT:
+    if 1 < (n := int(np.prod(batch, dtype=int))) <= _room(at):
         for k in range(n):
             mask = np.reshape(np.arange(n) == k, batch)
             own = jax.tree.map(partial(_masked, mask), {tap: at.own[tap] for tap in taken})
             yield ("example", k), at._replace(own=at.own | own)
     for tap, value in single.items():
         others = [t for t in targets if t.tap != tap and t.value.shape == value.shape]
-        if others and 1 < value.size <= LIMIT:
+        if others and 1 < value.size <= _room(at):
             blank = jnp.zeros_like(at.own[tap])
             yield ("blank", tap), at._replace(own=at.own | {tap: blank})
             for k in range(value.size):

@@ -3,6 +3,7 @@
 import re
 
 from handgrad.classroom.editions import edition
+from handgrad.notebooks import needs
 
 FORMS = ("pdf", "html", "ipynb")
 PAPERS = ("a4", "letter")
@@ -24,26 +25,20 @@ def handout(paths, kind, form, folder, paper="a4"):
     for name, value, known in (("form", form, FORMS), ("paper", paper, PAPERS)):
         if value not in known:
             raise ValueError(f"{name}: expected {' or '.join(known)}; got {value!r}")
-    try:
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        editions = {path.stem: _edition(path, kind) for path in paths}
-        if len(editions) < len(paths):
-            raise ValueError("two of the notebooks have the same name")
-        written = []
-        for stem in tqdm(editions, disable=None, unit="handout"):
-            written.append(folder / f"{stem}.{kind}.{form}")
-            write(written[-1], _rendered(editions[stem], kind, form, paper, editions))
-        return written
-    except ModuleNotFoundError as missing:
-        raise ImportError(
-            f'{missing.name} is not installed: python -m pip install -e ".[classroom]"'
-        ) from None
+    editions = {path.stem: _edition(path, kind) for path in paths}
+    if len(editions) < len(paths):
+        raise ValueError("two of the notebooks have the same name")
+    written = []
+    for stem in tqdm(editions, disable=None, unit="handout"):
+        written.append(folder / f"{stem}.{kind}.{form}")
+        write(written[-1], _rendered(editions[stem], kind, form, paper, editions))
+    return written
 
 
 def _edition(path, kind):
-    import nbformat
-
+    nbformat = needs("nbformat")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such notebook")
     try:

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from handgrad.notebooks import FOLDER
+from handgrad.notebooks import FOLDER, needs
 
 EDITIONS = {"student": "Student edition", "instructor": "Instructor edition"}
 LINE = 92  # characters of code that fit on paper
@@ -86,20 +86,6 @@ def pandoc(text, to, *arguments):
         reason = re.search(r"handout: (.*)|\[WARNING\] ([^\n]*)", str(failure))
         reason = reason[1] or reason[2] if reason else str(failure)
         raise ValueError(reason) from None
-
-
-def needs(name):
-    """Import an optional module.
-
-    Raises:
-        ImportError: it is missing; says which extra to install.
-
-    """
-    try:
-        return __import__(name)
-    except ImportError:
-        install = 'python -m pip install -e ".[classroom]"'
-        raise ImportError(f"{name} is not installed: {install}") from None
 
 
 def formulas(text):

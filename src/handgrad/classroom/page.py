@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from handgrad.classroom import manuscript
+from handgrad.notebooks import needs
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MATHJAX = "static/mathjax/es5/tex-svg-full.js"
@@ -22,7 +23,7 @@ def html(notebook, edition):
     """
     if edition not in manuscript.EDITIONS:
         raise ValueError(f"edition: expected student or instructor; got {edition}")
-    mathjax = resources.files(manuscript.needs("mathjax")).joinpath(MATHJAX)
+    mathjax = resources.files(needs("mathjax")).joinpath(MATHJAX)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = manuscript.markdown(notebook, folder, paper=False)

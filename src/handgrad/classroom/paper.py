@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from handgrad.classroom import manuscript
+from handgrad.notebooks import needs
 
 PAPERS = {"a4": "a4", "letter": "us-letter"}
 HERE = Path(__file__).parent
@@ -45,7 +46,7 @@ def compiled(template, body, folder, paper, **inputs):
     """
     if paper not in PAPERS:
         raise ValueError(f"paper: expected a4 or letter; got {paper}")
-    typst = manuscript.needs("typst")
+    typst = needs("typst")
     parts = [(HERE / name).read_text("utf-8") for name in ("house.typ", template)]
     main = folder / "main.typ"
     main.write_text("".join([*parts, body]), "utf-8")

@@ -1,11 +1,12 @@
 """The executed notebooks as a static site that opens from a folder, without a network."""
 
-import importlib
 import io
 import re
 import shutil
 import tempfile
 from pathlib import Path
+
+from handgrad.notebooks import needs
 
 NEEDS = ("furo", "mathjax", "myst_nb", "nbformat", "sphinx")
 LINKS = "color-brand-primary", "color-brand-content", "color-brand-visited"
@@ -55,11 +56,7 @@ def build(notebooks, out):
 
     """
     for name in NEEDS:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            advice = 'python -m pip install -e ".[classroom]"'
-            raise ImportError(f"site: {name} is missing: {advice}") from None
+        needs(name)
     notebooks, out = Path(notebooks).resolve(), Path(out).resolve()
     if out.exists() and not (out / ".buildinfo").is_file() and any(out.iterdir()):
         raise FileExistsError(f"{out}: expected a new or empty folder, or a site; left as it is")
