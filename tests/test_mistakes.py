@@ -50,6 +50,11 @@ def test_unrelated_errors_are_admitted_to_be_unknown():
     assert sum(verdict.mistakes == () for verdict in verdicts) == unknown
 
 
-def test_the_notebook_prints_the_table_that_the_script_prints(table):
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    assert any(confusion.text(table) in cell.source for cell in cells)
+def test_the_notebook_holds_the_figures_of_the_script(table):
+    (told,) = (
+        c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if "```text" in c.source
+    )
+    assert confusion.text(table) in told
+    rng = np.random.default_rng(0)
+    errors = sum(len(list(confusion.random_errors(case, rng))) for case in ALL)
+    assert f"{errors} unrelated random errors" in " ".join(told.split())
