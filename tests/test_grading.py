@@ -29,8 +29,6 @@ def follow(folder, heading):
         "HOME": folder,
         "IPYTHONDIR": folder / "ipython",
         "JUPYTER_CONFIG_DIR": folder / "config",
-        "JAX_COMPILATION_CACHE_DIR": folder / "cache",  # the submissions compile the same
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(

@@ -7,13 +7,17 @@ import nbformat
 import numpy as np
 import pytest
 
-ALL = list(confusion.cases())
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "08_checking.ipynb"
 
 
 @pytest.fixture(scope="module")
-def table():
-    return confusion.confusion(ALL)
+def cases():
+    return list(confusion.cases())
+
+
+@pytest.fixture(scope="module")
+def table(cases):
+    return confusion.confusion(cases)
 
 
 def test_planted_mistakes_are_named(table):
@@ -30,18 +34,18 @@ def test_planted_mistakes_are_named(table):
         assert hits >= 0.9 * sum(answers.values()), f"{mistake}: {dict(answers)}"
 
 
-def test_a_right_gradient_is_never_blamed():
-    for case in ALL:
+def test_a_right_gradient_is_never_blamed(cases):
+    for case in cases:
         for name, d in case.rule().items():
             verdict = confusion.judge(case, name, d)
             assert verdict.right and verdict.mistakes == (), verdict
 
 
-def test_unrelated_errors_are_admitted_to_be_unknown():
+def test_unrelated_errors_are_admitted_to_be_unknown(cases):
     rng = np.random.default_rng(0)
     verdicts = [
         confusion.judge(case, name, wrong)
-        for case in ALL
+        for case in cases
         for name, wrong in confusion.random_errors(case, rng)
     ]
     assert not any(verdict.right for verdict in verdicts)
@@ -50,11 +54,11 @@ def test_unrelated_errors_are_admitted_to_be_unknown():
     assert sum(verdict.mistakes == () for verdict in verdicts) == unknown
 
 
-def test_the_notebook_holds_the_figures_of_the_script(table):
+def test_the_notebook_holds_the_figures_of_the_script(cases, table):
     (told,) = (
         c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if "```text" in c.source
     )
     assert confusion.text(table) in told
     rng = np.random.default_rng(0)
-    errors = sum(len(list(confusion.random_errors(case, rng))) for case in ALL)
+    errors = sum(len(list(confusion.random_errors(case, rng))) for case in cases)
     assert f"{errors} unrelated random errors" in " ".join(told.split())
