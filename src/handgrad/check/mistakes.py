@@ -162,11 +162,10 @@ def _orders(name, value, shape):
     if value.ndim > 1:
         swapped = f"swap {'the factors of the product' if value.ndim == 2 else 'its last two axes'}"
         yield Mistake("transposed", f"transposed: {swapped}"), np.swapaxes(value, -1, -2)
-        column_major = Mistake(
-            "column-major", "flattened column-major: reshape it row by row, order='C'"
-        )
-        yield column_major, value.reshape(-1).reshape(shape, order="F")
-        yield column_major, value.reshape(-1, order="F").reshape(shape)
+        words = "flattened row-major, reshaped column-major: reshape it row by row, order='C'"
+        yield Mistake("column-major", words), value.reshape(-1).reshape(shape, order="F")
+        words = "flattened column-major, reshaped row-major: use one order both ways"
+        yield Mistake("column-major", words), value.reshape(-1, order="F").reshape(shape)
         for axes in itertools.permutations(range(value.ndim)) if value.ndim < 5 else ():
             back = tuple(map(int, np.argsort(axes)))
             words = f"its axes are permuted: transpose it by axes={back}"
