@@ -182,6 +182,88 @@ def test_a_large_loss_in_float32_does_not_hide_a_wrong_gradient():
             check_gradient(wrong, lambda x: (x**2).sum(), x)
 
 
+@pytest.mark.parametrize(
+    ("f", "args"),
+    [
+        (lambda x: (jax.nn.softmax(x / x.sum()) ** 2).sum(), (X[0].astype("float32"),)),
+        (lambda x, k: (x * jax.random.normal(k, x.shape)).sum(), (X, jax.random.key(0))),
+        (lambda x, b: (x[b["i"]] ** 2).sum(), (X, {"i": np.array([0, 1])})),
+        (lambda x, i: (x[i] ** 2).sum() + (x**2).sum(), (X, np.zeros(0, int))),
+        (lambda x, act: act(x).sum(), (X, jnp.tanh)),
+        (lambda x, how: getattr(jnp, how)(x**2), (X, "mean")),
+    ],
+    ids=["float32", "key", "tree of ids", "no ids", "function", "word"],
+)
+def test_a_diagnosis_never_takes_the_place_of_the_verdict(f, args):
+    right = jax.grad(f)(jnp.asarray(args[0]), *args[1:])
+    check_gradient(right, f, *args)
+    with pytest.raises(GradientMismatch, match="WRONG"):
+        check_gradient(right + 1, f, *args)
+
+
+def test_a_rule_with_several_outputs_or_odd_residuals_is_judged():
+    def two(x):
+        return x**2, x.sum(0)
+
+    with pytest.raises(GradientMismatch, match=r"dx .*WRONG"):
+        check_rule(two, lambda x: (two(x), x), lambda x, dz: (2 * x * dz[0],), X)
+
+    def first(x):
+        return x.mean(0)
+
+    def undefined(shape, d):
+        return (jnp.broadcast_to(jnp.log(-1.0) * d, shape),)
+
+    with pytest.raises(GradientMismatch, match=r"dx .*WRONG: nan"):
+        check_rule(first, lambda x: (first(x), x.shape), undefined, X)
+    with pytest.raises(GradientMismatch, match=r"f_fwd: expected \(value, residuals\)"):
+        check_rule(first, first, undefined, X)
+
+
+def test_a_small_argument_does_not_hide_a_wrong_gradient():
+    h, y = rng.normal(size=(16, 8)), rng.integers(8, size=16)
+    scale = jnp.full(8, 1e-6, "float32")
+
+    def loss(scale):
+        logits = jax.nn.log_softmax(scale * h.astype("float32"))
+        return -jnp.take_along_axis(logits, y[:, None], 1).mean()
+
+    check_gradient(jax.grad(loss)(scale), loss, scale)
+    with pytest.raises(GradientMismatch, match="its sign is flipped"):
+        check_gradient(-jax.grad(loss)(scale), loss, scale)
+    with pytest.raises(GradientMismatch):
+        check_gradient(-3.0, lambda s: 1e3 + 3 * s, 1e-12)
+
+
+def test_a_gradient_that_cancels_to_0_is_right():
+    x = np.random.default_rng(0).normal(size=(7, 4))
+
+    def normalised(x):
+        return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
+
+    check_gradient(np.zeros((7, 4)), lambda x: normalised(x).mean(), x)
+    check_gradient(np.zeros((7, 4)), lambda x: jax.nn.standardize(x).sum(), x)
+
+
+def test_steps_take_lists_masks_and_say_what_cannot_be_judged():
+    W, x = rng.normal(size=(4, 4)), rng.normal(size=(7, 4))
+    dz = 2 * x @ W
+
+    def square(W):
+        return (tap("z", x @ W) ** 2).sum()
+
+    with pytest.raises(GradientMismatch, match="right given your dz"):
+        check_steps(square, at=(W,), dz=(-dz).tolist(), dW=-x.T @ dz)
+    with pytest.raises(GradientMismatch, match=r"dW .*cannot be judged: your dz is not finite"):
+        check_steps(square, at=(W,), dz=dz * np.nan, dW=x.T @ (dz * np.nan))
+    check_steps(
+        lambda x: (tap("a", x * tap("mask", x > 0)) ** 2).sum(),
+        at=(x,),
+        da=2 * x * (x > 0),
+        dx=2 * x * (x > 0),
+    )
+
+
 def test_many_branches_and_large_arrays_are_no_trouble():
     def long(x):
         for _ in range(40):

@@ -11,7 +11,7 @@ from jax.tree_util import tree_leaves, tree_map
 
 def is_float(leaf):
     """Whether a leaf is differentiable."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return isinstance(leaf, float) or jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating)
 
 
 def as_float64(arg):
@@ -22,9 +22,9 @@ def as_float64(arg):
 def as_arrays(arg):
     """The argument with arrays for leaves: a list of numbers is an array, one of arrays a tree.
 
-    A plain int stays one, so that a function may use it as a size.
+    A plain int stays one, so that a function may use it as a size; so do words and functions.
     """
-    if isinstance(arg, int):
+    if isinstance(arg, int | str) or callable(arg):
         return arg
     if isinstance(arg, list) and not any(hasattr(leaf, "dtype") for leaf in tree_leaves(arg)):
         arg = np.asarray(arg)
@@ -52,7 +52,8 @@ def float_arguments(names, args):
     which = tuple(i for i, arg in enumerate(args) if any(map(is_float, tree_leaves(arg))))
     if not which:
         kinds = ", ".join(
-            f"{n} is {jnp.result_type(*tree_leaves(a))}" for n, a in zip(names, args, strict=True)
+            f"{n} is {getattr(a, 'dtype', type(a).__name__)}"
+            for n, a in zip(names, args, strict=True)
         )
         raise TypeError(f"expected a float argument to differentiate by; {kinds or 'got none'}")
     return which
@@ -60,7 +61,7 @@ def float_arguments(names, args):
 
 def other_arguments(args, which):
     """The places of the arguments that are arrays, though not differentiable: labels, ids."""
-    return [i for i, arg in enumerate(args) if i not in which and not isinstance(arg, int)]
+    return [i for i, arg in enumerate(args) if i not in which and hasattr(arg, "dtype")]
 
 
 def put(args, which, floats):

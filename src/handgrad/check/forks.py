@@ -99,4 +99,7 @@ def _gate(value, gate):
     return value
 
 
-_gate.defvjp(lambda value, gate: (value, gate), lambda gate, d: (d * gate, jnp.zeros_like(gate)))
+_gate.defvjp(
+    lambda value, gate: (value, gate),
+    lambda gate, d: ((d * gate).astype(d.dtype), jnp.zeros_like(gate)),
+)

@@ -67,15 +67,17 @@ def diagnose(name, hand, true, evidence):
             plain = not alternative.mistakes and not mistakes
             factor = _factor(mine, value, evidence, anything=plain)
             if factor is not None:
-                made = (*alternative.mistakes, *mistakes, *_named(factor, evidence.counts))
-                if 1 <= len(made) <= 2:
-                    fits.append(made)
-    fits += _in_part(hand, true, evidence)
-    fits += [(mistake,) for mistake, value in evidence.mended() if evidence.close(value, true)]
+                more = (*mistakes, *_named(factor, evidence.counts))
+                steps = len(more) + bool(alternative.mistakes)
+                if 1 <= steps <= 2:
+                    fits.append((steps, (*alternative.mistakes, *more)))
+    fits += [(1, made) for made in _in_part(hand, true, evidence)]
+    fits += [(1, (m,)) for m, value in evidence.mended() if evidence.close(value, true)]
     if not fits:
         return (), ""
-    fewest = min(map(len, fits))
-    sentences = {"; and ".join(m.words for m in made): made for made in fits if len(made) == fewest}
+    fewest = min(steps for steps, _ in fits)
+    made_so = [made for steps, made in fits if steps == fewest]
+    sentences = {"; and ".join(m.words for m in made): made for made in made_so}
     names = dict.fromkeys(m.name for made in sentences.values() for m in made)
     return tuple(names), ". Or: ".join(list(sentences)[:3])
 
@@ -84,8 +86,9 @@ def _factor(hand, value, evidence, anything):
     # The constant c with hand = c * value, or None; any c or one that a mistake is known to make.
     if hand.shape != value.shape or not np.isfinite(value).all():
         return None
-    if evidence.close(hand, value):
-        return 1.0
+    for exactly in (1.0, -1.0):
+        if evidence.close(hand, exactly * value):
+            return exactly
     square = (value * value).sum()
     if not square:
         return None

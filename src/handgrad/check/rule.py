@@ -63,7 +63,7 @@ def prove(f, f_fwd, f_bwd, draws, **hyper):
         try:
             answers = jax.device_get(oracles(args, precise, dz, directions))
         except _WrongShape as mistake:
-            raise GradientMismatch(f"{f_bwd.__name__}: {mistake}") from None
+            raise GradientMismatch(str(mistake)) from None
         rule = f, f_fwd, f_bwd, hyper
         suspects = suspects_of(rule, which, precise, as_float64(dz))
         born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
@@ -80,11 +80,15 @@ class _WrongShape(Exception):
 
 def _oracles(f, f_fwd, f_bwd, hyper, which, args, precise, dz, directions):
     # Everything that the verdicts need, in one compilation.
-    value, residuals = f_fwd(*args, **hyper)
+    kept = f_fwd(*args, **hyper)
+    if not isinstance(kept, tuple | list) or len(kept) != 2:
+        raise _WrongShape("f_fwd: expected (value, residuals); got something else")
+    value, residuals = kept
     hand = f_bwd(residuals, dz, **hyper)
     if not isinstance(hand, tuple | list) or len(hand) != len(args):
-        got = len(hand) if isinstance(hand, tuple | list) else type(hand).__name__
-        raise _WrongShape(f"expected a tuple of {len(args)} cotangents; got {got}")
+        got = len(hand) if isinstance(hand, tuple | list) else "no tuple"
+        name = getattr(f_bwd, "__name__", "f_bwd")
+        raise _WrongShape(f"{name}: expected a tuple of {len(args)} cotangents; got {got}")
 
     def plain(*floats):
         return f(*put(precise, which, floats), **hyper)
@@ -186,7 +190,8 @@ def _with_other_residuals(rule, args, dz):
     mended = []
     for k, leaf in enumerate(leaves):
         for x in args:
-            if np.shape(leaf) == np.shape(x) == np.shape(z):
+            shapes = {getattr(a, "shape", None) for a in (leaf, x, z)}
+            if len(shapes) == 1 and None not in shapes:
                 for kept, needed, words in ((x, z, "output"), (z, x, "input")):
                     if np.array_equal(leaf, kept):
                         other = [*leaves[:k], needed, *leaves[k + 1 :]]

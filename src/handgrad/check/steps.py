@@ -16,6 +16,7 @@ from handgrad.check.arrays import (
     argument_names,
     as_arrays,
     float_arguments,
+    is_float,
     once,
     other_arguments,
     put,
@@ -23,7 +24,7 @@ from handgrad.check.arrays import (
 )
 from handgrad.check.compare import Judge, compare, noise, right
 from handgrad.check.forks import birth_of_nan
-from handgrad.check.report import Report
+from handgrad.check.report import Report, Verdict
 from handgrad.check.variants import Operands, Suspects, exchanged
 
 _recorders = []
@@ -53,6 +54,7 @@ def check_steps(loss, /, *, at, **steps):
     at = tuple(as_arrays(arg) for arg in at)
     names = argument_names(loss, at)
     which = float_arguments(names, at)
+    steps = {step: _as_given(mine) for step, mine in steps.items()}
     taps = _find_taps(loss, at, which, names)
     arguments = {names[i]: j for j, i in enumerate(which)}
     known = ["d" + name for name in (*taps, *arguments)]
@@ -79,8 +81,9 @@ def check_steps(loss, /, *, at, **steps):
         seen = {}
 
         def recorder(name, value):
-            seen[name] = exchanged(value, here, name)
-            return seen[name]
+            if name in here.slots:
+                value = seen[name] = exchanged(value, here, name)
+            return value
 
         arguments = put(put(at, which, here.floats), others, here.others)
         return _recorded(recorder, scalar(loss), *arguments), seen
@@ -115,10 +118,16 @@ def check_steps(loss, /, *, at, **steps):
         j = arguments[name]
         return Judge(noise(value, here.floats[j]), words, suspects.of_argument(j), born)
 
-    verdicts = {
-        step: compare(step, mine, given[step[1:]], judge(step[1:], "right"))
-        for step, mine in steps.items()
-    }
+    endless = " and ".join("d" + name for name in taps if taken[name] and not _finite(own[name]))
+
+    def judged_of(step, mine):
+        name = step[1:]
+        if _finite(true[name]) and not _finite(given[name]):
+            words = f"cannot be judged: your {endless} is not finite"
+            return [Verdict(step, np.shape(mine), True, words)]
+        return compare(step, mine, given[name], judge(name, "right"))
+
+    verdicts = {step: judged_of(step, mine) for step, mine in steps.items()}
     wrong = [step for step, judged in verdicts.items() if not all(v.right for v in judged)]
 
     def reached_by(step):
@@ -134,14 +143,26 @@ def check_steps(loss, /, *, at, **steps):
 
     def settled(step, judged):
         silent = judge(step[1:], "")
-        if step in wrong or right(step, steps[step], true[step[1:]], silent):
+        if (
+            step in wrong
+            or not _finite(given[step[1:]])
+            or right(step, steps[step], true[step[1:]], silent)
+        ):
             return judged
-        words = f"right given your {' and '.join(reached_by(step))}"
-        return [v._replace(words=words) for v in judged]
+        names = " and ".join(reached_by(step))
+        return [v._replace(words=f"right given your {names}") for v in judged] if names else judged
 
     report = Report(itertools.chain.from_iterable(settled(*item) for item in verdicts.items()))
     first = next((step for step in wrong if not reached_by(step)), "".join(wrong[:1]))
     return report.conclude(f"Mend {first} first." if wrong else "")
+
+
+def _as_given(mine):
+    # lists of numbers are as welcome here as arrays
+    try:
+        return as_arrays(mine)
+    except (TypeError, ValueError):
+        return mine
 
 
 def _recorded(recorder, f, *args):
@@ -161,7 +182,8 @@ def _find_taps(loss, at, which, names):
             raise ValueError(f"tap {name!r}: used twice; each intermediate needs a name of its own")
         if name in names:
             raise ValueError(f"tap {name!r}: the name of an argument of loss; expected another one")
-        taps[name] = value
+        if all(map(is_float, tree_leaves(value))):  # a mask has no cotangent
+            taps[name] = value
         return value
 
     def traced(floats):
@@ -176,6 +198,10 @@ def _find_taps(loss, at, which, names):
             f"tap: one of {', '.join(map(repr, taps))} stands inside vmap, scan or jit, where its "
             "value cannot be reached; expected taps in the loss function itself"
         ) from None
+
+
+def _finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in tree_leaves(tree))
 
 
 def _same_shapes(mine, values):
