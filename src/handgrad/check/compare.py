@@ -79,17 +79,19 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
     evidence = Evidence(off)
     if evidence.close(mine, theirs):
         return Verdict(name, mine.shape, True, agree)
+    unknown = "no known mistake"
     try:
         evidence = evidence._replace(**judge.evidence(leaf))
         mistakes, words = diagnose(name, mine, theirs, evidence)
-    except Exception:  # whatever the search meets in the reader's code, the verdict is due
+    except Exception as problem:  # whatever the search meets in the reader's code, a verdict is due
         mistakes, words = (), ""
+        unknown = f"the search for the mistake stopped at {type(problem).__name__}"
     if mine.shape != theirs.shape:
         expected = f"expected shape {theirs.shape}"
         return wrong(f"{expected}; {words}" if words else expected, mistakes or ("shape",))
     if not words:
         where = np.unravel_index(np.abs(mine - theirs).argmax(), mine.shape)
-        words = f"no known mistake; the largest error sits{_at(where)}: "
+        words = f"{unknown}; the largest error sits{_at(where)}: "
         words += f"{mine[where]:.4g}, expected {theirs[where]:.4g}"
     return wrong(words, mistakes)
 
