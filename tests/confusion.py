@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handgrad.catalog import LAYERS
-from handgrad.check.arrays import argument_names, float_arguments, put
+from handgrad.check.arrays import argument_names, float_arguments, once, put
 from handgrad.check.compare import Judge, compare_leaf, noise
 from handgrad.check.rule import suspects_of
 
@@ -145,11 +145,17 @@ def case(layer, args, hyper, seed):
     names = argument_names(layer.f, args)
     which = float_arguments(names, args)
 
-    def plain(*floats):
-        return layer.f(*put(args, which, floats), **hyper)
+    @once
+    def reverse(args, dz):
+        def plain(*floats):
+            return layer.f(*put(args, which, floats), **hyper)
 
-    z, pull = jax.vjp(plain, *(args[i] for i in which))
-    dz = jnp.asarray(np.random.default_rng([seed, 1]).normal(size=z.shape))
+        z, pull = jax.vjp(plain, *(args[i] for i in which))
+        return z, pull(dz)
+
+    shape = jax.eval_shape(lambda *args: layer.f(*args, **hyper), *args).shape
+    dz = jnp.asarray(np.random.default_rng([seed, 1]).normal(size=shape))
+    z, cotangents = reverse(args, dz)
     rule = layer.f, layer.f_fwd, layer.f_bwd, hyper
     suspects = suspects_of(rule, which, args, dz)
     scale = abs(dz * z).sum()
@@ -157,7 +163,7 @@ def case(layer, args, hyper, seed):
         names[i]: Judge(noise(scale, args[i]), "right", suspects.of_argument(j))
         for j, i in enumerate(which)
     }
-    true = {names[i]: np.asarray(d) for i, d in zip(which, pull(dz), strict=True)}
+    true = {names[i]: np.asarray(d) for i, d in zip(which, cotangents, strict=True)}
     residuals = layer.f_fwd(*args, **hyper)[1]
     return Case(layer, args, hyper, dz, np.asarray(z), residuals, true, judges)
 

@@ -220,6 +220,24 @@ def test_a_rule_with_several_outputs_or_odd_residuals_is_judged():
         check_rule(first, first, undefined, X)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_rule_in_numpy_is_judged_as_one_in_jax(sign):
+    def fwd(x):
+        if np.asarray(x).max() > 100:
+            raise OverflowError
+        out = np.tanh(np.asarray(x))
+        return out, out
+
+    def bwd(out, dz):
+        return (sign * np.multiply(dz, 1 - out**2),)
+
+    if sign == 1:
+        check_rule(jnp.tanh, fwd, bwd, X)
+    else:
+        with pytest.raises(GradientMismatch, match="its sign is flipped"):
+            check_rule(jnp.tanh, fwd, bwd, X)
+
+
 def test_a_small_argument_does_not_hide_a_wrong_gradient():
     h, y = rng.normal(size=(16, 8)), rng.integers(8, size=16)
     scale = jnp.full(8, 1e-6, "float32")

@@ -84,5 +84,9 @@ def scalar(f):
     return checked
 
 
-# What runs once is not worth the compiler's effort to make it fast.
-once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# What runs once is not worth the compiler's effort to make it fast. Emitters that make fast kernels
+# take three times as long to make them; where they can't be turned off, they are all there are.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):
+    _QUICK["xla_cpu_use_fusion_emitters"] = False
+once = partial(jax.jit, compiler_options=_QUICK)

@@ -103,20 +103,19 @@ def right(*operands):
 
 def noise(value, arg):
     """The slope by which all entries together explain some roundings of the loss, (8.8)."""
-    leaves = [np.asarray(leaf) for leaf in tree_leaves((value, arg)) if is_float(leaf)]
-    eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
-    entries = max(sum(leaf.size for leaf in leaves[1:]), 1)
+    value, arg = (list(map(np.asarray, filter(is_float, tree_leaves(a)))) for a in (value, arg))
+    eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in (*value, *arg)), default=0.0)
+    entries = max(sum(leaf.size for leaf in arg), 1)
     # a small argument does not make a loss coarser
-    return 32 * eps * abs(float(value)) / (entries * max(float(size(arg)), 1.0))
+    return 32 * eps * abs(float(value[0])) / (entries * max(1.0, float(size(arg))))
 
 
 def size(arg):
     """The root mean square of an argument's entries; 1 where there is none but zeros."""
-    leaves = [jnp.ravel(leaf) for leaf in tree_leaves(arg) if is_float(leaf)]
-    if not leaves or not sum(leaf.size for leaf in leaves):
-        return 1.0
-    square = jnp.mean(jnp.concatenate(leaves).astype(float) ** 2)
-    return jnp.where(square > 0, jnp.sqrt(square), 1.0)
+    leaves = [leaf for leaf in tree_leaves(arg) if is_float(leaf)]
+    squares = sum((leaf.astype(float) ** 2).sum() for leaf in leaves)
+    square = squares / max(sum(leaf.size for leaf in leaves), 1)
+    return (square + (square == 0)) ** 0.5
 
 
 def _kind(mine):

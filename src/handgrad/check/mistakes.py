@@ -139,7 +139,7 @@ def _rearranged(name, hand, value, evidence):
         if shape != value.shape:
             words = f"right values in the wrong shape: expected {value.shape}"
             yield (Mistake("shape", words),), seen[1], hand
-        for mistake, other in _orders(name, value, shape):
+        for mistake, other in _orders(name, value, shape) if _alike(hand, value) else ():
             if other.shape == shape and not any(evidence.close(other, s) for s in seen):
                 seen.append(other)
                 yield (mistake,), other, hand
@@ -149,6 +149,15 @@ def _rearranged(name, hand, value, evidence):
             if np.squeeze(value).shape == np.squeeze(reduced).shape:
                 leading = axes == tuple(range(len(axes))) and hand.ndim > value.ndim
                 yield (_not_summed(name, axes, leading),), value, reduced.reshape(value.shape)
+
+
+def _alike(a, b):
+    # Whether one may be the other in another order, times a constant: the sizes of their entries
+    # tell, at the cost of one of the many orders.
+    if not np.isfinite(b).all():
+        return False
+    a, b = np.sort(np.abs(a), axis=None), np.sort(np.abs(b), axis=None)
+    return bool((np.abs(a * b[-1:] - b * a[-1:]) <= 0.1 * a[-1:] * b[-1:]).all())
 
 
 def _not_summed(name, axes, leading):

@@ -1,6 +1,7 @@
 """Prove a layer's rule against three oracles.    Derivation: notebooks/08_checking.ipynb"""
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,11 @@ def prove(f, f_fwd, f_bwd, draws, **hyper):
     draws = [tuple(tree_map(jnp.asarray, as_arrays(arg)) for arg in args) for args in draws]
     names = argument_names(f, draws[0])
     which = float_arguments(names, draws[0])
-    # A fresh function at every call: a cached trace would not see a helper that was redefined.
-    oracles = once(lambda *operands: _oracles(f, f_fwd, f_bwd, hyper, which, *operands))
+    rule = f, f_fwd, f_bwd, hyper
+    # Fresh functions at every call: a cached trace would not see a helper that was redefined.
+    by_hand = partial(_by_hand, rule)
+    oracles = once(lambda *operands: _oracles(f, hyper, which, *operands))
+    both = once(lambda args, dz, *more: (by_hand(args, dz), _oracles(f, hyper, which, dz, *more)))
     # A seed that no reader draws the arguments with: dz equal to x would hide a transpose.
     rng = np.random.default_rng([8, 20231120])
     found = {}
@@ -61,14 +65,19 @@ def prove(f, f_fwd, f_bwd, draws, **hyper):
         dz = tree_map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), z)
         directions = [tree_map(lambda a: rng.normal(size=a.shape), precise[i]) for i in which]
         try:
-            answers = jax.device_get(oracles(args, precise, dz, directions))
+            try:
+                hand, true = both(args, dz, precise, directions)
+            except jax.errors.JAXTypeError:  # a rule may leave JAX, for NumPy or for an if
+                hand, true = by_hand(args, dz), oracles(dz, precise, directions)
         except _WrongShape as mistake:
             raise GradientMismatch(str(mistake)) from None
-        rule = f, f_fwd, f_bwd, hyper
         suspects = suspects_of(rule, which, precise, as_float64(dz))
         born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
         mended = cache(partial(_with_other_residuals, rule, args, dz))
-        for verdict in _judge(names, which, args, answers, suspects, mended, born):
+        judged = _judge(
+            names, which, args, directions, jax.device_get((hand, true)), suspects, mended, born
+        )
+        for verdict in judged:
             if verdict.name not in found or found[verdict.name].right:
                 found[verdict.name] = verdict
     return list(found.values())
@@ -78,8 +87,9 @@ class _WrongShape(Exception):
     """f_bwd did not return one cotangent for each argument."""
 
 
-def _oracles(f, f_fwd, f_bwd, hyper, which, args, precise, dz, directions):
-    # Everything that the verdicts need, in one compilation.
+def _by_hand(rule, args, dz):
+    # The value and the cotangents.
+    _, f_fwd, f_bwd, hyper = rule
     kept = f_fwd(*args, **hyper)
     if not isinstance(kept, tuple | list) or len(kept) != 2:
         raise _WrongShape("f_fwd: expected (value, residuals); got something else")
@@ -89,36 +99,56 @@ def _oracles(f, f_fwd, f_bwd, hyper, which, args, precise, dz, directions):
         got = len(hand) if isinstance(hand, tuple | list) else "no tuple"
         name = getattr(f_bwd, "__name__", "f_bwd")
         raise _WrongShape(f"{name}: expected a tuple of {len(args)} cotangents; got {got}")
+    return value, hand
 
-    def plain(*floats):
-        return f(*put(precise, which, floats), **hyper)
 
+class _Truth(NamedTuple):
+    """What the oracles say; where there are several numbers, one for each float argument."""
+
+    value: object
+    reverse: list  # the cotangents
+    forward: list  # <dz, Df h>, (8.3)
+    differences: list  # the same by (8.6)
+    doubts: list  # how far that may be off
+    scale: float
+    rounding: float
+
+
+def _oracles(f, hyper, which, dz, precise, directions):
+    # Everything that the verdicts need, in one compilation.
     floats = [precise[i] for i in which]
     dz = as_float64(dz)
-    z, pull = jax.vjp(plain, *floats)
-    reverse = pull(tree_map(lambda c, o: c.astype(o.dtype), dz, z))
+
+    def plain(floats):
+        return f(*put(precise, which, floats), **hyper)
+
+    def along(t, chosen):
+        moves = zip(floats, chosen, directions, strict=True)
+        moved = [tree_map(lambda x, d, c=c: x + t * c * d, x, h) for x, c, h in moves]
+        return _inner(dz, plain(moved))
+
+    def slope(chosen):
+        return jax.jvp(partial(along, chosen=chosen), (0.0,), (1.0,))[1]
+
+    z, pull = jax.vjp(plain, floats)
+    (reverse,) = pull(tree_map(lambda c, o: c.astype(o.dtype), dz, z))
     scale = _inner(tree_map(jnp.abs, dz), tree_map(jnp.abs, z))
     rounding = 16 * jnp.finfo("float64").eps * scale
-    forward, differences, doubts = [], [], []
-    for i, h in enumerate(directions):
-
-        def along(t, i=i, h=h):
-            moved = list(floats)
-            moved[i] = tree_map(lambda x, d: x + t * d, floats[i], h)
-            return _inner(dz, plain(*moved))
-
-        forward.append(jax.jvp(along, (0.0,), (1.0,))[1])  # (8.3)
-        step = STEP * size(floats[i])
-        slopes = [(along(s) - along(-s)) / (2 * s) for s in (step, step / 2)]
-        differences.append((4 * slopes[1] - slopes[0]) / 3)  # (8.6)
-        # what extrapolation took away bounds what it left; a rounding of f weighs 1 / step
-        doubts.append(jnp.abs(slopes[1] - slopes[0]) + rounding / step)
-    return value, z, hand, reverse, forward, differences, doubts, scale, rounding, directions
+    # One argument at a time, in loops: the compiler meets f once for all arguments and steps.
+    chosen = jnp.eye(len(which))
+    forward = jax.lax.map(slope, chosen)
+    steps = jnp.outer(STEP * jnp.stack([size(x) for x in floats]), jnp.array([1, -1, 0.5, -0.5]))
+    ends = jax.lax.map(lambda at: along(*at), (steps.ravel(), jnp.repeat(chosen, 4, axis=0)))
+    ends = ends.reshape(steps.shape)
+    wide, narrow = ((ends[:, i] - ends[:, i + 1]) / (2 * steps[:, i]) for i in (0, 2))
+    # what extrapolation took away bounds what it left; a rounding of f weighs 1 / step
+    doubts = jnp.abs(narrow - wide) + rounding / steps[:, 2]
+    return _Truth(z, reverse, forward, (4 * narrow - wide) / 3, doubts, scale, rounding)
 
 
-def _judge(names, which, args, answers, suspects, mended, born):
-    value, z, hand, reverse, forward, differences, doubts, scale, rounding, directions = answers
-    for mine, theirs in zip(tree_leaves(value), tree_leaves(z), strict=True):
+def _judge(names, which, args, directions, answers, suspects, mended, born):
+    (value, hand), true = answers
+    for mine, theirs in zip(tree_leaves(value), tree_leaves(true.value), strict=True):
         verdict = compare_leaf("value", mine, theirs, Judge(0.0, ""))
         if not verdict.right:
             yield verdict._replace(words=f"f_fwd returns another value than f: {verdict.words}")
@@ -132,8 +162,8 @@ def _judge(names, which, args, answers, suspects, mended, born):
         agree = "matches reverse mode, forward mode and differences"
 
         evidence = partial(_evidence, suspects.of_argument(j), mended, i)
-        judge = Judge(noise(scale, args[i]), agree, evidence, born)
-        verdicts = compare("d" + name, hand[i], reverse[j], judge)
+        judge = Judge(noise(true.scale, args[i]), agree, evidence, born)
+        verdicts = compare("d" + name, hand[i], true.reverse[j], judge)
         if all(verdict.right for verdict in verdicts):
             leaves = map(tree_leaves, (hand[i], args[i]))
             verdicts = [_of_dtype(*leaf) for leaf in zip(verdicts, *leaves, strict=True)]
@@ -142,8 +172,13 @@ def _judge(names, which, args, answers, suspects, mended, born):
             # the rule runs in the argument's own dtype, the oracles in float64
             tolerance = max(TOLERANCE[str(leaf.dtype)] for leaf in tree_leaves(args[i]))
             for oracle, theirs, relative, margin in (
-                ("forward mode", forward[j], tolerance, rounding),
-                ("differences", differences[j], max(tolerance, STEP_TOLERANCE), doubts[j]),
+                ("forward mode", true.forward[j], tolerance, true.rounding),
+                (
+                    "differences",
+                    true.differences[j],
+                    max(tolerance, STEP_TOLERANCE),
+                    true.doubts[j],
+                ),
             ):
                 if not abs(terms.sum() - theirs) <= relative * np.abs(terms).sum() + margin:
                     words = f"matches reverse mode, yet not {oracle}: is there a kink or a tie?"
@@ -177,7 +212,7 @@ def suspects_of(rule, which, args, dz):
     def total(at):
         return _inner(at.own[z], exchanged(values(at)[z], at, z))
 
-    slots = {z: tree_map(jnp.zeros_like, dz)}
+    slots = {z: tree_map(np.zeros_like, dz)}
     floats, rest = [args[i] for i in which], [args[i] for i in others]
     return Suspects(total, Operands(floats, rest, slots, {z: dz}, {z: np.True_}), values)
 

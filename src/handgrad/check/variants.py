@@ -71,6 +71,7 @@ class Suspects:
         self.total, self.at, self.values = total, at, values
         self.here = cache(lambda: values(at))
         self.alternatives = cache(lambda: alternatives(total, at, self.here()))
+        self.totals = once(jax.vmap(total))
 
     def of_argument(self, j):
         """The evidence on the leaves of the j-th differentiable argument."""
@@ -93,7 +94,7 @@ class Suspects:
         }
         if place in targets:
             target = targets[place]
-            evidence["at_a_kink"] = lambda places: kinked(self.total, self.at, target, places)
+            evidence["at_a_kink"] = lambda places: kinked(self.totals, self.at, target, places)
             for above in (t.tap for t in targets.values() if t.tap not in (None, tap)):
                 dz = np.asarray(self.at.own[above])
                 if self.at.taken[above] and dz.shape == target.value.shape:
@@ -105,8 +106,11 @@ class Suspects:
         return np.asarray(self.values(_put(self.at, target, x))[above])
 
 
-def kinked(total, at, target, places):
-    """Whether the loss has two slopes at every one of these entries of the target."""
+def kinked(totals, at, target, places):
+    """Whether the loss has two slopes at every one of these entries of the target.
+
+    totals is the loss of many operands at once.
+    """
     places = places[: max(_room(at) // 2, 1)]
     eps = float(jnp.finfo(target.value.dtype).eps)
     step = eps**0.5 * max(np.abs(target.value).max(initial=0.0), 1e-3)
@@ -116,8 +120,8 @@ def kinked(total, at, target, places):
             moved = np.array(target.value)
             moved[place] += t
             sides.append(_put(at, target, moved))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sides)
-    here, *values = np.asarray(once(jax.vmap(total))(stacked))
+    rows = 2 ** len(sides).bit_length()  # few numbers of rows, so that few are compiled
+    here, *values = np.asarray(totals(_stacked(sides + [at] * (rows - len(sides)))))[: len(sides)]
     up, down = (np.array(values[0::2]) - here) / step, (here - np.array(values[1::2])) / step
     rounding = 16 * eps * abs(here) / step
     return bool((np.abs(up - down) > 0.02 * np.maximum(np.abs(up), np.abs(down)) + rounding).all())
@@ -146,7 +150,7 @@ def alternatives(total, at, values):
     plan = plan if room else []
     found = [[] for _ in range(len(jax.tree.leaves((at.floats, at.slots))))]
     if plan:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row[1:] for row in plan))
+        stacked = _stacked([row[1:] for row in plan])
         results = jax.device_get(once(jax.vmap(backward))(*stacked))
         for place, result in enumerate(results):
             for (key, *_), value in zip(plan, result, strict=True):
@@ -161,6 +165,15 @@ def alternatives(total, at, values):
                 if tap != target.tap:
                     found[target.place] += _of_upstream(target, tap, at.own, single, rows)
     return found
+
+
+def _stacked(rows):
+    # NumPy's way needs no compilation; what it can't hold, such as random keys, JAX stacks
+    def stack(*leaves):
+        known = all(isinstance(jnp.result_type(leaf), np.dtype) for leaf in leaves)
+        return (np if known else jnp).stack(leaves)
+
+    return jax.tree.map(stack, *rows)
 
 
 def _room(at):
@@ -208,10 +221,11 @@ def _changed(at, targets, single, batch):
         missing = Mistake(
             "upstream", f"the upstream {yours} is missing: this is the local derivative only"
         )
-        yield ("all", missing), at._replace(own=jax.tree.map(jnp.ones_like, at.own))
+        yield ("all", missing), at._replace(own=jax.tree.map(np.ones_like, at.own))
     for i, y in enumerate(at.others):
         if jnp.issubdtype(jnp.result_type(y), jnp.integer):
-            for other in (y + 1, y - 1, jnp.minimum(y + 1, jnp.max(y)), jnp.maximum(y - 1, 0)):
+            y = np.asarray(y)
+            for other in (y + 1, y - 1, np.minimum(y + 1, y.max()), np.maximum(y - 1, 0)):
                 others = [*at.others[:i], other, *at.others[i + 1 :]]
                 yield ("all", LABEL), at._replace(others=others)
     for target in targets:
@@ -232,7 +246,7 @@ def _changed(at, targets, single, batch):
     for tap, value in single.items():
         others = [t for t in targets if t.tap != tap and t.value.shape == value.shape]
         if others and 1 < value.size <= _room(at):
-            blank = jnp.zeros_like(at.own[tap])
+            blank = np.zeros_like(at.own[tap])
             yield ("blank", tap), at._replace(own=at.own | {tap: blank})
             for k in range(value.size):
                 row = (np.arange(value.size) == k).reshape(value.shape).astype(blank.dtype)
@@ -242,9 +256,9 @@ def _changed(at, targets, single, batch):
 def _put(at, target, value):
     # The target's value replaced; everything after it follows.
     if target.tap is not None:
-        return at._replace(slots=at.slots | {target.tap: jnp.asarray(value - target.value)})
+        return at._replace(slots=at.slots | {target.tap: value - target.value})
     leaves, tree = jax.tree.flatten(at.floats)
-    leaves[target.place] = jnp.asarray(value)
+    leaves[target.place] = value
     return at._replace(floats=jax.tree.unflatten(tree, leaves))
 
 
@@ -257,7 +271,7 @@ def _batch(at):
 
 
 def _masked(mask, d):
-    return jnp.where(mask.reshape(*mask.shape, *[1] * (d.ndim - mask.ndim)), d, 0)
+    return np.where(mask.reshape(*mask.shape, *[1] * (d.ndim - mask.ndim)), d, np.zeros_like(d))
 
 
 def _of_examples(examples, batch):
