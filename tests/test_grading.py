@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -43,13 +42,18 @@ def follow(folder, heading):
 
 
 def filled(student, solved):
-    """The student's notebook, copied, with the answers of the other."""
-    student = deepcopy(student)
+    """The student's notebook with the answers of the other."""
     solved = {cell.id: cell for cell in solved.cells}
     for cell in student.cells:
         if cell.metadata.get("nbgrader", {}).get("solution"):
             cell.source = solved[cell.id].source
     return student
+
+
+def the(notebook, text):
+    """The one cell that holds that text."""
+    (cell,) = (cell for cell in notebook.cells if text in cell.source)
+    return cell
 
 
 def read(path):
@@ -58,35 +62,33 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def classroom(tmp_path_factory):
-    """A folder where three students' work has come back, and what they were given."""
+    """A folder where two students' work has come back: all right, and with one answer right."""
     folder = tmp_path_factory.mktemp("classroom")
     (folder / "notebooks").symlink_to(ROOT / "notebooks")
     follow(folder, "## As files")
     follow(folder, "## With nbgrader")
-    unfilled = read(folder / "handouts" / f"{NOTEBOOK.stem}.student.ipynb")
-    released = read(folder / "course" / "release" / "week1" / NOTEBOOK.name)
+    given = folder / "handouts" / f"{NOTEBOOK.stem}.student.ipynb"
+    released = folder / "course" / "release" / "week1" / NOTEBOOK.name
     solved = read(folder / "course" / "source" / "week1" / NOTEBOOK.name)
-    mistaken = filled(unfilled, solved)
-    (answer,) = (cell for cell in mistaken.cells if RIGHT in cell.source)
-    answer.source = answer.source.replace(RIGHT, MISTAKE)
-    # Two have used our edition, and one nbgrader's own.
-    returned = {"filled": filled(released, solved), "mistaken": mistaken, "unfilled": unfilled}
+    # One has used our edition, and one nbgrader's own.
+    tried = filled(read(given), solved)
+    the(tried, "def gradient_of_form").source = the(read(given), "def gradient_of_form").source
+    the(tried, RIGHT).source = the(tried, RIGHT).source.replace(RIGHT, MISTAKE)
     (folder / "returned").mkdir()
-    for name, notebook in returned.items():
+    for name, notebook in {"solved": filled(read(released), solved), "tried": tried}.items():
         nbformat.write(notebook, folder / "returned" / f"{name}.ipynb")
     return folder
 
 
 @pytest.fixture(scope="module")
 def course(classroom):
-    """The course, when nbgrader has graded the three."""
+    """The course, when nbgrader has graded the two."""
     for work in (classroom / "returned").iterdir():
         path = classroom / "course" / "submitted" / work.stem / "week1" / NOTEBOOK.name
         path.parent.mkdir(parents=True)
         notebook = read(work)
-        if work.stem == "mistaken":
-            check = next(cell for cell in notebook.cells if "unswapped, p, t" in cell.source)
-            check.source = "pass"  # to no avail
+        if work.stem == "tried":
+            the(notebook, "unswapped, p, t").source = "pass"  # to no avail
         nbformat.write(notebook, path)
     follow(classroom / "course", "Then, in `course`")
     return classroom / "course"
@@ -102,22 +104,18 @@ def test_nbgrader_gives_a_point_for_each_right_answer(course):
         grades = {
             row["student_id"]: (row["score"], row["max_score"]) for row in csv.DictReader(table)
         }
-    assert grades == {
-        "filled": ("3.0", "3.0"),
-        "unfilled": ("0.0", "3.0"),
-        "mistaken": ("2.0", "3.0"),
-    }
+    assert grades == {"solved": ("3.0", "3.0"), "tried": ("1.0", "3.0")}
 
 
 def test_the_feedback_holds_the_diagnosis(course):
-    said = feedback(course, "mistaken")
+    said = feedback(course, "tried")
     assert re.search(r"GradientMismatch:\s+dprediction +\(2, 3\) +matches", said)
     assert re.search(r"dtarget +\(2, 3\) +WRONG: \w+", said.partition("GradientMismatch:")[2])
-    assert "GradientMismatch:" not in feedback(course, "filled")
+    assert "GradientMismatch:" not in feedback(course, "solved")
 
 
 def test_the_feedback_on_a_stub_says_what_to_do(course):
-    said = feedback(course, "unfilled")
+    said = feedback(course, "tried")
     assert "NotImplementedError: Exercise 1.2: write gradient_of_form, then check again" in said
 
 
@@ -130,7 +128,6 @@ def test_nbgrader_s_own_release_leaks_nothing(course):
 def test_without_nbgrader_the_checks_that_fail_are_counted(classroom):
     printed = follow(classroom, "## Files that come back")
     assert [line.rpartition("/")[2] for line in printed.splitlines()] == [
-        "filled.ipynb:0",
-        "mistaken.ipynb:1",
-        "unfilled.ipynb:3",
+        "solved.ipynb:0",
+        "tried.ipynb:2",
     ]

@@ -3,6 +3,7 @@
 Every layer is a triple of plain functions, f, f_fwd and f_bwd; see notebooks/00_contents.ipynb.
 """
 
+import jax  # before the hook, under which it would take three times as long
 from jaxtyping import install_import_hook
 
 # The shapes in the layers' signatures are enforced at run time.

@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 from handgrad.notebooks import needs
@@ -153,7 +154,7 @@ def _run_sphinx(source, html):
             outdir=html,
             doctreedir=html.with_name("doctrees"),
             buildername="html",
-            confoverrides=SETTINGS,
+            confoverrides=deepcopy(SETTINGS),  # extensions write into it
             status=None,
             warning=warnings,
         )
