@@ -146,25 +146,24 @@ def case(layer, args, hyper, seed):
     which = float_arguments(names, args)
 
     @once
-    def reverse(args, dz):
+    def oracle(args, dz):
         def plain(*floats):
             return layer.f(*put(args, which, floats), **hyper)
 
         z, pull = jax.vjp(plain, *(args[i] for i in which))
-        return z, pull(dz)
+        return z, pull(dz), layer.f_fwd(*args, **hyper)[1]
 
     shape = jax.eval_shape(lambda *args: layer.f(*args, **hyper), *args).shape
     dz = jnp.asarray(np.random.default_rng([seed, 1]).normal(size=shape))
-    z, cotangents = reverse(args, dz)
+    z, cotangents, residuals = oracle(args, dz)
     rule = layer.f, layer.f_fwd, layer.f_bwd, hyper
     suspects = suspects_of(rule, which, args, dz)
-    scale = abs(dz * z).sum()
+    scale = np.abs(np.multiply(dz, z)).sum()
     judges = {
         names[i]: Judge(noise(scale, args[i]), "right", suspects.of_argument(j))
         for j, i in enumerate(which)
     }
     true = {names[i]: np.asarray(d) for i, d in zip(which, cotangents, strict=True)}
-    residuals = layer.f_fwd(*args, **hyper)[1]
     return Case(layer, args, hyper, dz, np.asarray(z), residuals, true, judges)
 
 

@@ -1,5 +1,6 @@
 """In a real browser: every page renders, asks no host for anything, and a notebook runs in Lab."""
 
+import html
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from test_paper import bare, hidden
 
 from handgrad.classroom import site
 from handgrad.notebooks import FOLDER
@@ -170,17 +172,23 @@ def test_an_equation_s_mention_leads_to_the_equation(chromium, pages):
         expect(page.locator("[id='equation-6.14']:target mjx-container")).to_be_in_viewport()
 
 
-def test_every_handout_renders_without_a_network(complaints, tmp_path):
+def test_every_handout_renders_without_a_network_and_a_student_s_gives_nothing_away(
+    complaints, tmp_path
+):
     from handgrad.classroom import editions, page
 
-    found = {}
-    # a student's has nothing more than room for answers
-    for path, kind in [(NOTEBOOKS[0], "student"), *((path, "instructor") for path in NOTEBOOKS)]:
+    found, shown = {}, {}
+    for path, kind in [*((path, "student") for path in NOTEBOOKS), (NOTEBOOKS[0], "instructor")]:
         handout = tmp_path / f"{path.stem}.{kind}.html"
-        notebook = editions.edition(nbformat.read(path, as_version=4), kind)
-        handout.write_text(page.html(notebook, kind), "utf-8")
-        found[handout.name] = complaints(handout, formulas(notebook))
+        notebook = nbformat.read(path, as_version=4)
+        made = editions.edition(notebook, kind)
+        handout.write_text(page.html(made, kind), "utf-8")
+        found[handout.name] = complaints(handout, formulas(made))
+        text = re.sub(r"(?s)<script.*?</script>|<[^>]*>", "", handout.read_text("utf-8"))
+        text = bare(html.unescape(text))
+        shown[handout.name] = [line for line in hidden(notebook) if line in text]
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    assert [name for name, lines in shown.items() if lines] == ["00_contents.instructor.html"]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 from test_editions import secrets, strings
@@ -28,6 +29,7 @@ def follow(folder, heading):
         "HOME": folder,
         "IPYTHONDIR": folder / "ipython",
         "JUPYTER_CONFIG_DIR": folder / "config",
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),  # a new home would search for fonts again
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -131,3 +133,6 @@ def test_without_nbgrader_the_checks_that_fail_are_counted(classroom):
         "solved.ipynb:0",
         "tried.ipynb:2",
     ]
+    tried = read(classroom / "checked" / "tried.ipynb")
+    failed = [c for c in tried.cells if any(o.output_type == "error" for o in c.get("outputs", ()))]
+    assert all(cell.metadata.nbgrader.grade for cell in failed), "only a check may fail"
