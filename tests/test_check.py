@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -236,6 +237,50 @@ def test_a_rule_in_numpy_is_judged_as_one_in_jax(sign):
     else:
         with pytest.raises(GradientMismatch, match="its sign is flipped"):
             check_rule(jnp.tanh, fwd, bwd, X)
+
+
+def confident(z, y):
+    """The loss of logits that leave almost no doubt, and its gradient by hand."""
+    picked = jnp.arange(len(y)), y
+    z = z.at[picked].add(14)
+    dz = (jax.nn.softmax(z) - jax.nn.one_hot(y, z.shape[1], dtype=z.dtype)) / len(y)
+    return lambda b: -jax.nn.log_softmax(z + b)[picked].mean(), dz
+
+
+def test_what_roundings_alone_may_do_is_allowed_for_and_said(capsys):
+    z, y = jnp.asarray(rng.normal(size=(30, 6)), "float32"), rng.integers(6, size=30)
+    loss, dz = confident(z, y)  # the difference of 1/30 and almost 1/30
+    check_gradient(dz, loss, jnp.zeros_like(z))
+    check_steps(lambda b: loss(tap("c", b + 0)), at=(jnp.zeros_like(z),), dc=dz, db=dz)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"d[bc]  \(30, 6\) .*; roundings alone may move it by \de-08", said)) == 2
+    for wrong in (-5 * dz, 1 / 30 + dz):
+        with pytest.raises(GradientMismatch):
+            check_gradient(wrong, loss, jnp.zeros_like(z))
+
+
+def test_a_sum_that_cancels_may_be_added_up_in_another_order():
+    x, a = rng.choice([-1.0, 1.0], size=4000), rng.normal(size=4000)
+    a[0] -= x[0] * (x @ a - 1e-3)
+    x, a = (
+        jnp.asarray(v, "float32") for v in (x, a)
+    )  # x @ a is the 1e-3 that some thousands leave
+    hand = 2 * (np.float64(x) @ np.float64(a)) * a
+    check_gradient(hand, lambda x: (x @ a) ** 2, x)
+    with pytest.raises(GradientMismatch):
+        check_gradient(-hand, lambda x: (x @ a) ** 2, x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("hand", [[1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [-4.0, 5.0, 0.0]])
+def test_a_tie_is_no_rounding(dtype, hand):
+    x = jnp.asarray([2.0, 2.0, 1.0], dtype)
+    check_gradient([0.5, 0.5, 0.0], jnp.max, x)
+    with pytest.raises(GradientMismatch, match=r"kink or a tie, \[0\], \[1\]"):
+        check_gradient(hand, jnp.max, x)
+    ones = jnp.ones_like(x)
+    with pytest.raises(GradientMismatch, match=r"db .*WRONG"):
+        check_gradient((0 * ones, ones), lambda a, b: jnp.maximum(a, b).sum(), x, x)
 
 
 def test_a_small_argument_does_not_hide_a_wrong_gradient():

@@ -4,8 +4,8 @@ check_rule proves a layer's rule, check_steps judges each step of a derivation b
 check_gradient takes anybody's numbers. Each shows one line a gradient, returns a Report, and
 raises GradientMismatch when one is wrong. How it works: notebooks/08_checking.ipynb
 
-rule, gradient and steps hold the three; compare judges two arrays; mistakes, variants and forks
-find out what was done to get a wrong one; report shows what was found.
+rule, gradient and steps hold the three; compare judges two arrays; mistakes and variants find out
+what was done to get a wrong one; jaxpr looks inside the program; report shows what was found.
 """
 
 from handgrad.check.gradient import check_gradient

@@ -20,13 +20,14 @@ class Judge(NamedTuple):
 
     noise is the floor (8.8); agree what to say of a right one; evidence(leaf) what is known of a
     wrong one, as keywords of Evidence; born(which) the operation that made a NaN or an infinity,
-    in "hand" or in "JAX".
+    in "hand" or in "JAX"; rounding(leaf) how far roundings move the true one, by measurement.
     """
 
     noise: float
     agree: str
     evidence: object = lambda leaf: {}
     born: object = lambda which: None
+    rounding: object = lambda leaf: 0.0
 
 
 def compare(name, mine, theirs, judge):
@@ -73,10 +74,15 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
         expected = f"; expected {theirs[where]:.4g}" if mine.shape == theirs.shape else ""
         return wrong(f"{value}{_at(where)}{_born(judge, 'hand')}{expected}", (kind,))
 
+    floor = judge.noise
+
     def off(a, b):
-        return np.abs(a - b) > TOLERANCE[coarser] * np.abs(b).max(initial=0.0) + judge.noise
+        return np.abs(a - b) > TOLERANCE[coarser] * np.abs(b).max(initial=0.0) + floor
 
     evidence = Evidence(off)
+    if mine.shape == theirs.shape and not evidence.close(mine, theirs):
+        floor = max(floor, _measured(judge, leaf))
+        agree += f"; roundings alone may move it by {floor:.0e}"
     if evidence.close(mine, theirs):
         return Verdict(name, mine.shape, True, agree)
     unknown = "no known mistake"
@@ -142,6 +148,13 @@ _OPERATIONS = {
     "integer_pow": "a power",
     "dot_general": "a matrix product",
 }
+
+
+def _measured(judge, leaf):
+    try:
+        return judge.rounding(leaf)
+    except Exception:  # a program that cannot be run once more is judged by (8.8) alone
+        return 0.0
 
 
 def _born(judge, who):

@@ -71,7 +71,7 @@ def diagnose(name, hand, true, evidence):
                 steps = len(more) + bool(alternative.mistakes)
                 if 1 <= steps <= 2:
                     fits.append((steps, (*alternative.mistakes, *more)))
-    fits += [(1, made) for made in _in_part(hand, true, evidence)]
+    fits += [(1, made) for made in _in_part(hand, true, evidence, explained=bool(fits))]
     fits += [(1, (m,)) for m, value in evidence.mended() if evidence.close(value, true)]
     if not fits:
         return (), ""
@@ -193,7 +193,7 @@ def _subsets(items):
         yield from itertools.combinations(items, n)
 
 
-def _in_part(hand, true, evidence):
+def _in_part(hand, true, evidence, explained):
     # Mistakes that leave some entries right.
     if hand.shape != true.shape or not hand.size:
         return
@@ -205,11 +205,14 @@ def _in_part(hand, true, evidence):
         yield (Mistake("float32", "right to float32 only: find the array that is not float64"),)
     places = [tuple(map(int, place)) for place in np.argwhere(wrong)[:16]]
     where = ", ".join(str(list(place)) for place in places[:3]) + (", ..." if places[3:] else "")
+    # a tie may take most of a small array; that is looked at when nothing else explains it
+    few = share <= 0.5 or (wrong.sum() <= len(places) and not explained)
+    if share and few and evidence.at_a_kink(places):
+        words = f"right except at a kink or a tie, {where}: there the slope is a choice"
+        yield (Mistake("kink", words),)
+        return
     if 0 < share <= 0.5:
-        if evidence.at_a_kink(places):
-            words = f"right except at a kink or a tie, {where}: there the slope is a choice"
-            yield (Mistake("kink", words),)
-        elif not true[wrong].any():
+        if not true[wrong].any():
             words = f"right except at {where}, where it must be 0: a masked or padded place"
             yield (Mistake("masked", words),)
         elif not hand[wrong].any():

@@ -18,7 +18,7 @@ from handgrad.check.arrays import (
     put,
 )
 from handgrad.check.compare import TOLERANCE, Judge, compare, compare_leaf, noise, size
-from handgrad.check.forks import birth_of_nan
+from handgrad.check.jaxpr import birth_of_nan
 from handgrad.check.mistakes import Mistake
 from handgrad.check.report import GradientMismatch, Report, Verdict
 from handgrad.check.variants import Operands, Suspects, exchanged

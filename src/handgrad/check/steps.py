@@ -23,7 +23,7 @@ from handgrad.check.arrays import (
     scalar,
 )
 from handgrad.check.compare import Judge, compare, noise, right
-from handgrad.check.forks import birth_of_nan
+from handgrad.check.jaxpr import birth_of_nan, rounding
 from handgrad.check.report import Report, Verdict
 from handgrad.check.variants import Operands, Suspects, exchanged
 
@@ -112,11 +112,18 @@ def check_steps(loss, /, *, at, **steps):
         none_taken = dict.fromkeys(taps, np.False_)
         return birth_of_nan(jax.grad(of), here.floats, slots, none_taken) if who == "JAX" else None
 
+    @cache
+    def measured():
+        of_floats, of_slots = rounding(jax.grad(of, argnums=(0, 1)), here.floats, slots, taken)
+        return {n: of_floats[j] for n, j in arguments.items()} | of_slots
+
     def judge(name, words):
+        of_leaf = lambda leaf: tree_leaves(measured()[name])[leaf]  # noqa: E731
         if name in taps:
-            return Judge(noise(value, taps[name]), words, suspects.of_tap(name), born)
+            return Judge(noise(value, taps[name]), words, suspects.of_tap(name), born, of_leaf)
         j = arguments[name]
-        return Judge(noise(value, here.floats[j]), words, suspects.of_argument(j), born)
+        evidence = suspects.of_argument(j)
+        return Judge(noise(value, here.floats[j]), words, evidence, born, of_leaf)
 
     endless = " and ".join("d" + name for name in taps if taken[name] and not _finite(own[name]))
 

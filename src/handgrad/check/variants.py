@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handgrad.check.arrays import once
-from handgrad.check.forks import gated
+from handgrad.check.jaxpr import gated
 from handgrad.check.mistakes import LABEL, Alternative, Mistake
 
 LIMIT = 64  # a Jacobian with more rows is not built, nor are more branches or examples tried
