@@ -42,7 +42,11 @@ def check_gradient(hand, f, /, *args):
         wanted = ", ".join("d" + names[i] for i in which)
         raise ValueError(f"hand: expected {len(which)} gradients ({wanted}); got {got}")
     floats = [args[i] for i in which]
-    gradient = jax.value_and_grad(lambda floats: scalar(f)(*put(args, which, floats)))
+
+    def loss(floats):
+        return scalar(f)(*put(args, which, floats))
+
+    gradient = jax.value_and_grad(loss)
     backward = once(gradient)
     value, true = backward(floats)
     others = other_arguments(args, which)
@@ -53,7 +57,7 @@ def check_gradient(hand, f, /, *args):
     at = Operands(floats, [args[i] for i in others], {}, {}, {})
     suspects = Suspects(total, at, lambda at: {})
     born = cache(lambda who: birth_of_nan(gradient, floats) if who == "JAX" else None)
-    measured = cache(lambda: rounding(gradient, floats)[1])
+    measured = cache(lambda: rounding(jax.grad(loss), true, floats))
     verdicts = []
     for j, (i, mine, theirs) in enumerate(zip(which, hand, true, strict=True)):
         judge = Judge(

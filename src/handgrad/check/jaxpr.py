@@ -49,8 +49,8 @@ def birth_of_nan(f, *args):
     return found[0] if found else None
 
 
-def rounding(f, *args):
-    """How far roundings may move each leaf of f(*args): twice the farthest of four draws.
+def rounding(f, here, *args):
+    """How far roundings may move each leaf of here = f(*args): twice the farthest of four draws.
 
     In a draw each array that goes in, or that an operation has to round, is scaled by 1 plus or
     minus machine epsilon, after which all that follows rounds otherwise, as in Monte Carlo
@@ -58,10 +58,9 @@ def rounding(f, *args):
     was, so that no other branch is taken.
     """
     closed = _flat(f, *args)
-    tree = jax.tree.structure(jax.eval_shape(lambda *a: f(*a), *args))
     leaves = jax.tree.leaves(args)
 
-    def moves(signs, leaves):
+    def otherwise(signs, leaves):
         sign = iter(signs)
 
         def rounded(as_it_was, moved, exact=False):
@@ -78,15 +77,17 @@ def rounding(f, *args):
             exact = itertools.repeat(eqn.primitive.name in _EXACT)
             return list(map(rounded, *(_bind(eqn, side(operands, k)) for k in (0, 1)), exact))
 
-        results = _run(closed, list(map(rounded, leaves, leaves)), bind=bind)
-        pairs = zip(side(results, 1), side(results, 0), strict=True)
-        return [abs(moved - as_it_was).max(initial=0) for moved, as_it_was in pairs]
+        return side(_run(closed, list(map(rounded, leaves, leaves)), bind=bind), 1)
+
+    def farthest(value, *draws):
+        moves = np.abs(np.asarray(draws, "float64") - np.asarray(value, "float64"))
+        return 2 * moves.max(initial=0.0, where=np.isfinite(moves))
 
     count = len(leaves) + sum(len(eqn.outvars) for eqn in closed.jaxpr.eqns)
     signs = np.random.default_rng(8).choice([-1.0, 1.0], size=(4, count))
-    farthest = once(lambda *a: jax.lax.map(lambda s: moves(s, a[1]), a[0]))(signs, leaves)
-    farthest = [2 * float(draws.max()) for draws in farthest]
-    return jax.tree.unflatten(tree, [x if np.isfinite(x) else 0.0 for x in farthest])
+    run = once(otherwise)
+    tree = jax.tree.structure(here)
+    return jax.tree.map(farthest, here, *(tree.unflatten(run(row, leaves)) for row in signs))
 
 
 def _flat(f, *args):

@@ -114,8 +114,11 @@ def check_steps(loss, /, *, at, **steps):
 
     @cache
     def measured():
-        of_floats, of_slots = rounding(jax.grad(of, argnums=(0, 1)), here.floats, slots, taken)
-        return {n: of_floats[j] for n, j in arguments.items()} | of_slots
+        of_floats = [given[names[i]] for i in which]
+        of_slots = {name: given[name] for name in taps}
+        backward = jax.grad(of, argnums=(0, 1))
+        moves = rounding(backward, (of_floats, of_slots), here.floats, slots, taken)
+        return {n: moves[0][j] for n, j in arguments.items()} | moves[1]
 
     def judge(name, words):
         of_leaf = lambda leaf: tree_leaves(measured()[name])[leaf]  # noqa: E731
