@@ -163,6 +163,8 @@ def test_a_proof_needs_64_bits():
 
 def test_anybody_s_numbers(capsys):
     check_gradient([2.0, 4.0], lambda x: (x**2).sum(), [1.0, 2.0])
+    check_gradient([2 * X], lambda x: (x**2).sum(), X)
+    check_gradient([2.0], lambda x: (x**2).sum(), [1.0])
     check_gradient(([2.0, 4.0], 1.0), lambda x, c: (x**2).sum() + c, [1.0, 2.0], 5.0)
     check_gradient({"w": 2 * X}, lambda p: (p["w"] ** 2).sum(), {"w": X})
     check_gradient(np.ones(3), lambda z, y: z.sum() * y, np.ones(3), 1)
@@ -366,6 +368,7 @@ def test_a_gradient_of_zero_is_not_asked_for_more_digits_than_there_are():
     [
         (lambda: check_gradient([2], lambda x: x.sum(), [1, 2]), TypeError, "x is int64"),
         (lambda: check_gradient([2.0], lambda x: x, X), TypeError, "expected a scalar loss"),
+        (lambda: check_gradient(X, lambda x: (x.sum(), x), X), TypeError, "scalar loss; got tuple"),
         (lambda: check_gradient(X, lambda x, y: (x * y).sum(), X, X), ValueError, "dx, dy"),
         (lambda: check_steps(lambda x: x.sum(), at=X, dx=X), TypeError, "at: expected a tuple"),
         (lambda: check_rule(hg.relu, hg.relu_fwd, hg.relu_bwd, X.astype(int)), TypeError, "int64"),

@@ -77,6 +77,8 @@ def scalar(f):
 
     def checked(*args):
         value = f(*args)
+        if not hasattr(value, "dtype") and not isinstance(value, float):
+            raise TypeError(f"expected a scalar loss; got {type(value).__name__}")
         if jnp.shape(value) != ():
             raise TypeError(f"expected a scalar loss; got shape {jnp.shape(value)}")
         return value

@@ -3,6 +3,7 @@
 from functools import cache
 
 import jax
+import numpy as np
 from jax.tree_util import tree_leaves
 
 from handgrad.check.arrays import (
@@ -35,7 +36,7 @@ def check_gradient(hand, f, /, *args):
     args = tuple(as_arrays(arg) for arg in args)
     names = argument_names(f, args)
     which = float_arguments(names, args)
-    if len(which) == 1 and not (type(hand) is tuple and len(hand) == 1):
+    if len(which) == 1 and not _holds_one(hand, args[which[0]]):
         hand = (hand,)
     if not isinstance(hand, tuple | list) or len(hand) != len(which):
         got = len(hand) if isinstance(hand, tuple | list) else 1
@@ -69,3 +70,9 @@ def check_gradient(hand, f, /, *args):
         )
         verdicts += compare("d" + names[i], mine, theirs, judge)
     return Report(verdicts).conclude()
+
+
+def _holds_one(hand, arg):
+    # (dx,) always, and [dx] unless the list is dx itself
+    one = isinstance(hand, tuple | list) and len(hand) == 1
+    return one and (type(hand) is tuple or np.shape(hand[0]) == np.shape(arg) != ())
