@@ -73,6 +73,6 @@ def check_gradient(hand, f, /, *args):
 
 
 def _holds_one(hand, arg):
-    # (dx,) always, and [dx] unless the list is dx itself
+    # (dx,) does, and so does [dx], unless the list is the gradient of a list
     one = isinstance(hand, tuple | list) and len(hand) == 1
-    return one and (type(hand) is tuple or np.shape(hand[0]) == np.shape(arg) != ())
+    return one and (type(hand) is tuple or getattr(hand[0], "shape", ()) == np.shape(arg) != ())
