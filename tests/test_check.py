@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from confusion import mean, norm, norm_fwd
 
 import handgrad as hg
 from handgrad.check import (
@@ -221,6 +222,29 @@ def test_a_rule_with_several_outputs_or_odd_residuals_is_judged():
         check_rule(first, lambda x: (first(x), x.shape), undefined, X)
     with pytest.raises(GradientMismatch, match=r"f_fwd: expected \(value, residuals\)"):
         check_rule(first, first, undefined, X)
+
+
+@pytest.mark.parametrize(
+    ("of_mean", "of_variance", "said"),
+    [
+        (0, 1, "the mean path is left out"),
+        (5, 1, "the mean path counts 5 times"),
+        (1, 0, "the variance path is left out"),
+        (1, 0.5, "the variance path counts 0.5 times"),
+        (1, 5 / 4, r"n - 1 stands for n = 5 in the variance path \(Bessel's"),
+        (2, 3, "the mean path counts 2 times; and the variance path counts 3 times"),
+    ],
+)
+def test_what_was_done_to_a_norm_s_paths_is_said(of_mean, of_variance, said):
+    def bwd(residuals, dz):
+        u, scale, gamma = residuals
+        du = dz * gamma
+        paths = of_mean * mean(du) + of_variance * u * mean(du * u)
+        return scale * (du - paths), (dz * u).sum(0), dz.sum(0)
+
+    args = rng.normal(size=(3, 5)), 1 + rng.random(size=5), rng.normal(size=5)
+    with pytest.raises(GradientMismatch, match=rf"dx .*WRONG: {said}"):
+        check_rule(norm, norm_fwd, bwd, *args)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

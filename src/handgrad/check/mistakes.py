@@ -222,7 +222,7 @@ def _in_part(hand, true, evidence, explained):
         yield (LABEL,)
 
 
-LABEL = Mistake("label", "the label is off by one: labels count from 0")
+LABEL = Mistake("label", "a label, or an id, is off by one: they count from 0")
 
 
 def _shifted_label(error, wrong):
@@ -262,24 +262,26 @@ def _of_a_norm(hand, true, evidence):
         if not evidence.close(true + constant + along, hand):
             continue
         mistakes = []
+        # The direct path is the slope with both fixed, dz times u's own factor, which the value
+        # tells: the layer less itself at u = 0. From it follows what each path contributes.
+        value = evidence.forward(x) - evidence.forward(x - u)
+        direct = evidence.upstream * np.divide(value, u, out=np.zeros_like(u), where=u != 0)
         if np.abs(constant).max() > 1e-9 * scale:
-            words = "the mean path is left out: the mean moves with every entry"
-            mistakes.append(Mistake("mean path", words))
+            mistakes.append(_path("mean", constant, mean(direct), n))
         if np.abs(along).max() > 1e-9 * scale:
-            mistakes.append(_variance(along, u, power, n, mean, evidence))
+            mistakes.append(_path("variance", along, u * mean(direct * u) / power, n))
         yield Alternative(tuple(mistakes), hand)
 
 
-def _variance(along, u, power, n, mean, evidence):
-    # What the whole path contributes follows from the value: the layer less itself at u = 0.
-    flat = evidence.forward(evidence.argument - u)
-    whole = u * mean(evidence.upstream * (evidence.forward(evidence.argument) - flat)) / power
-    share = (along * whole).sum() / (whole * whole).sum()
-    if abs(share + 1 / (n - 1)) < 1e-3 / n:
+def _path(name, missing, whole, n):
+    # The share of a path's contribution that is missing says what was done to it.
+    square = (whole * whole).sum()
+    share = (missing * whole).sum() / square if square > 0 else 1.0
+    if name == "variance" and abs(share + 1 / (n - 1)) < 1e-3 / n:
         words = f"n - 1 stands for n = {n} in the variance path (Bessel's correction)"
         return Mistake("Bessel", words)
     if abs(share - 1) < 1e-2:
-        words = "the variance path is left out: the variance moves with every entry"
+        words = f"the {name} path is left out: the {name} moves with every entry"
     else:
-        words = f"the variance path counts {1 - share:.3g} times"
-    return Mistake("variance path", words)
+        words = f"the {name} path counts {1 - share:.3g} times"
+    return Mistake(f"{name} path", words)
