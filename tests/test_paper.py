@@ -351,7 +351,7 @@ class Resources(HTMLParser):
                 self.found.append(value)
 
 
-@pytest.mark.parametrize("path", [NOTEBOOKS[0], NOTEBOOKS[7]], ids=lambda path: path.stem)
+@each_notebook
 def test_a_page_fetches_nothing_and_holds_the_mathematics(path):
     notebook = nbformat.read(path, as_version=4)
     page = html(notebook, "instructor")
