@@ -307,6 +307,8 @@ def test_a_tie_is_no_rounding(dtype, hand):
     ones = jnp.ones_like(x)
     with pytest.raises(GradientMismatch, match=r"db .*WRONG"):
         check_gradient((0 * ones, ones), lambda a, b: jnp.maximum(a, b).sum(), x, x)
+    with pytest.raises(GradientMismatch, match=r"db .*WRONG"):
+        check_gradient((0 * ones, ones), lambda a, b: ((a - b) * jnp.sign(a - b)).sum(), x, x)
 
 
 def test_a_small_argument_does_not_hide_a_wrong_gradient():

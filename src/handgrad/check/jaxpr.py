@@ -54,8 +54,8 @@ def rounding(f, here, *args):
 
     In a draw each array that goes in, or that an operation has to round, is scaled by 1 plus or
     minus machine epsilon, after which all that follows rounds otherwise, as in Monte Carlo
-    arithmetic (Parker 1997). What is no float, such as the outcome of a comparison, stays as it
-    was, so that no other branch is taken.
+    arithmetic (Parker 1997). What jumps, such as a sign or the outcome of a comparison, stays as
+    it was, so that no other branch is taken; inside a scan it may be.
     """
     closed = _flat(f, *args)
     leaves = jax.tree.leaves(args)
@@ -63,19 +63,20 @@ def rounding(f, here, *args):
     def otherwise(signs, leaves):
         sign = iter(signs)
 
-        def rounded(as_it_was, moved, exact=False):
+        def rounded(as_it_was, moved, operation=None):
             here = next(sign)
-            if not jnp.issubdtype(moved.dtype, jnp.floating):
+            if operation in _JUMPS or not jnp.issubdtype(moved.dtype, jnp.floating):
                 return as_it_was, as_it_was
             scale = 1 + here * float(jnp.finfo(moved.dtype).eps)
+            exact = operation in _EXACT
             return as_it_was, moved if exact else moved * scale.astype(moved.dtype)
 
         def side(operands, k):
             return [value[k] if isinstance(value, tuple) else value for value in operands]
 
         def bind(eqn, operands):
-            exact = itertools.repeat(eqn.primitive.name in _EXACT)
-            return list(map(rounded, *(_bind(eqn, side(operands, k)) for k in (0, 1)), exact))
+            name = itertools.repeat(eqn.primitive.name)
+            return list(map(rounded, *(_bind(eqn, side(operands, k)) for k in (0, 1)), name))
 
         return side(_run(closed, list(map(rounded, leaves, leaves)), bind=bind), 1)
 
@@ -125,9 +126,10 @@ def _run(closed, args, read=lambda place, value: value, bind=_bind):
 _EXACT = {
     *("abs", "broadcast_in_dim", "clamp", "concatenate", "copy", "dynamic_slice", "expand_dims"),
     *("dynamic_update_slice", "gather", "max", "min", "neg", "optimization_barrier", "pad"),
-    *("reduce_max", "reduce_min", "reshape", "rev", "select_n", "sign", "slice", "sort", "split"),
+    *("reduce_max", "reduce_min", "reshape", "rev", "select_n", "slice", "sort", "split"),
     *("squeeze", "stop_gradient", "transpose"),
 }
+_JUMPS = {"ceil", "floor", "rem", "round", "sign"}
 
 
 def _uses(closed):
