@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from kernel import prose
 
 import handgrad
 from handgrad.catalog import LAYERS, table
@@ -18,11 +19,6 @@ MODULES = sorted((ROOT / "src" / "handgrad").rglob("*.py"))
 EQUATION = re.compile(r"\((\d+\.\d+)\)")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def prose(path):
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def tags():

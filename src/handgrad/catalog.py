@@ -40,7 +40,7 @@ class Layer(NamedTuple):
     @property
     def module(self):
         """The module's name within the package."""
-        return self.f.__module__.removeprefix("handgrad.")
+        return self.f.__module__.removeprefix("handgrad.layers.")
 
 
 def _elementwise(rng):
@@ -178,7 +178,7 @@ def table():
     """The README's table of layers, in Markdown."""
     rows = ["| layer | forward | module | derivation |", "| --- | --- | --- | --- |"]
     for layer in LAYERS:
-        module = f"[`{layer.module}`](src/handgrad/{layer.module}.py)"
+        module = f"[`{layer.module}`](src/handgrad/layers/{layer.module}.py)"
         notebook = f"[{layer.notebook}](notebooks/{layer.notebook}.ipynb)"
         rows.append(f"| `{layer.name}` | ${layer.formula}$ | {module} | {notebook} |")
     return "\n".join(rows)

@@ -6,12 +6,14 @@ palette, which colour-blind readers tell apart and which differ in grey print.
 
 import ast
 import inspect
+import io
 import json
 import re
 import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 from matplotlib import patches
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -33,6 +35,14 @@ def use_house_style():
         }
     )
     set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def show(alt):
+    """Show the current figure, with words for whoever can't see it: what to notice in it."""
+    figure, svg = plt.gcf(), io.StringIO()
+    figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None, "Title": alt})
+    plt.close(figure)
+    display({"image/svg+xml": svg.getvalue(), "text/plain": alt}, raw=True)
 
 
 def matrix(ax, M, title="", color=INPUT):

@@ -1,0 +1,28 @@
+"""The squared error.    Derivation: notebooks/01_gradient.ipynb"""
+
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+
+def squared_error(
+    prediction: Float[ArrayLike, "*shape"], target: Float[ArrayLike, "*shape"]
+) -> Float[ArrayLike, "*shape"]:
+    """l = (prediction - target)^2, (1.8), element by element.
+
+    Raises:
+        TypeError: an argument is not a float array, or the shapes differ.
+
+    """
+    return (prediction - target) ** 2
+
+
+def squared_error_fwd(prediction, target):
+    """l, and the difference: one array in place of two."""
+    return squared_error(prediction, target), prediction - target
+
+
+def squared_error_bwd(difference: Float[ArrayLike, "*shape"], dl: Float[ArrayLike, "*shape"]):
+    """(dprediction, dtarget), each the other's negative."""
+    dprediction = 2 * difference * dl  # (1.9)
+    dtarget = -2 * difference * dl  # (1.10)
+    return dprediction, dtarget
