@@ -1,6 +1,7 @@
 """The command: its output, its exit status, and what it refuses."""
 
 import sys
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -29,8 +30,8 @@ def test_a_module_s_name_takes_all_its_layers(capsys):
 
 @pytest.mark.parametrize("wrong", [lambda r, dz: (*linear_bwd(r, dz)[:2], dz), lambda r, dz: (dz,)])
 def test_a_wrong_rule_ends_with_status_1_and_the_reason(monkeypatch, capsys, wrong):
-    layer = next(layer for layer in catalog.LAYERS if layer.name == "linear")
-    monkeypatch.setattr(catalog, "LAYERS", (layer._replace(f_bwd=wrong),))
+    linear = next(row for row in catalog.ROWS if row.name == "linear")
+    monkeypatch.setattr(catalog, "ROWS", (replace(linear, f_bwd=wrong),))
     assert cli.main([]) == 1
     assert "WRONG" in capsys.readouterr().out
 

@@ -2,8 +2,9 @@
 
 import ast
 import copy
+import functools
 import inspect
-import textwrap
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +12,100 @@ import numpy as np
 import pytest
 
 import handgrad as hg
-from handgrad.catalog import LAYERS
-from handgrad.check import GradientMismatch, prove
-from handgrad.check.arrays import once
+from handgrad.catalog import ROWS
+from handgrad.check import Report
+from handgrad.check.arrays import once, put
+from handgrad.check.rule import consult, judged
+from handgrad.classroom.facts import statement
 
-layers = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
-
-
-def examples(layer, seed=0):
-    return list(layer.examples(np.random.default_rng(seed)))
+rules = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
-@layers
-def test_the_rule_is_proved(layer):
-    for args, hyper in examples(layer, seed=7):
-        hg.check_rule(layer.f, layer.f_fwd, layer.f_bwd, *args, **hyper)
+@functools.cache
+def examples(row):
+    """The row's examples by name, drawn once for all tests."""
+    return row.examples(np.random.default_rng(7))
 
 
-@layers
-def test_the_axes_of_the_examples_all_differ(layer):
-    for args, _ in examples(layer):
-        for arg in args:
-            assert len(set(np.shape(arg))) == np.ndim(arg), "a square shape hides a transpose"
+@functools.cache
+def consulted(row):
+    """What the oracles say at the examples that can be proved: (hyperparameters, draws) pairs."""
+    groups = {}
+    for args, hyper in row.proved(np.random.default_rng(7)).values():
+        groups.setdefault(tuple(hyper.items()), []).append(args)
+    return [(dict(h), consult(row.f, draws, **dict(h))) for h, draws in groups.items()]
 
 
-@layers
+def floats(args):
+    return [i for i, arg in enumerate(args) if np.asarray(arg).dtype.kind == "f"]
+
+
+def cast(args, dtype):
+    return [jnp.asarray(a, dtype) if np.asarray(a).dtype.kind == "f" else a for a in args]
+
+
+@rules
+def test_the_rule_is_proved(row):
+    for hyper, draws in consulted(row):
+        verdicts = judged(row.f, row.f_fwd, row.f_bwd, draws, **hyper)
+        assert all(v.right for v in verdicts), Report(verdicts)
+
+
+@rules
+def test_the_forward_pass_is_what_others_compute(row):
+    other = pkgutil.resolve_name(row.same_as) if isinstance(row.same_as, str) else row.same_as
+    for name, (args, hyper) in examples(row).items():
+        ours, theirs = row.f(*args, **hyper), other(*args, **hyper)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def assert_right_at_extremes(row, f_bwd, dtype):
+    """Where differences can't judge, its gradients are finite, and JAX's where JAX's are."""
+    extremes = {n: e for n, e in examples(row).items() if n.startswith("extreme")}
+    assert extremes, "expected an example of an extreme"
+    for name, (args, hyper) in extremes.items():
+        args, which = cast(args, dtype), floats(args)
+        shape = jax.eval_shape(lambda *a, h=hyper: row.f(*a, **h), *args).shape
+        dz = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+
+        @once
+        def both(dz, *args, hyper=hyper, which=which):
+            plain = lambda *xs: row.f(*put(args, which, xs), **hyper)  # noqa: E731
+            _, residuals = row.f_fwd(*args, **hyper)
+            _, pull = jax.vjp(plain, *(args[i] for i in which))
+            return f_bwd(residuals, dz, **hyper), pull(dz)
+
+        ours, theirs = both(dz, *args)
+        for i, true in zip(which, theirs, strict=True):
+            assert np.isfinite(ours[i]).all(), name
+            judge = np.isfinite(true)
+            eps = 64 * np.finfo(dtype).eps
+            np.testing.assert_allclose(ours[i][judge], true[judge], eps, eps, err_msg=name)
+
+
+@rules
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_rule_is_right_at_extremes(row, dtype):
+    assert_right_at_extremes(row, row.f_bwd, dtype)
+
+
+@rules
+def test_the_axes_of_the_typical_example_all_differ(row):
+    args, _ = examples(row)["typical"]
+    for arg in args:
+        assert len(set(np.shape(arg))) == np.ndim(arg), "a square shape hides a transpose"
+        assert not {1, 2} & set(np.shape(arg)[1:]), "an axis of length 1 hides a sum"
+
+
+@rules
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cotangent_has_its_argument_s_shape_and_dtype(layer, dtype):
-    for args, hyper in examples(layer):
-        args = [a if np.asarray(a).dtype.kind == "i" else jnp.asarray(a, dtype) for a in args]
+def test_a_cotangent_has_its_argument_s_shape_and_dtype(row, dtype):
+    for args, hyper in examples(row).values():
+        args = cast(args, dtype)
 
         def both(*args, hyper=hyper):
-            z, residuals = layer.f_fwd(*args, **hyper)
-            return z, layer.f_bwd(residuals, jnp.ones_like(z), **hyper)
+            z, residuals = row.f_fwd(*args, **hyper)
+            return z, row.f_bwd(residuals, jnp.ones_like(z), **hyper)
 
         z, cotangents = jax.eval_shape(both, *args)
         assert z.dtype == dtype
@@ -54,50 +116,45 @@ def test_a_cotangent_has_its_argument_s_shape_and_dtype(layer, dtype):
                 assert d is None
 
 
-@layers
-def test_numpy_arrays_are_as_welcome_as_jax_s(layer):
-    args, hyper = examples(layer)[1]
-    _, residuals = layer.f_fwd(*args, **hyper)
-    z = np.asarray(layer.f(*args, **hyper))
-    ours = layer.f_bwd(jax.tree.map(np.asarray, residuals), np.ones_like(z), **hyper)
-    theirs = layer.f_bwd(residuals, jnp.ones_like(z), **hyper)
+@rules
+def test_numpy_arrays_are_as_welcome_as_jax_s(row):
+    args, hyper = examples(row)["typical"]
+    _, residuals = row.f_fwd(*args, **hyper)
+    z = np.asarray(row.f(*args, **hyper))
+    ours = row.f_bwd(jax.tree.map(np.asarray, residuals), np.ones_like(z), **hyper)
+    theirs = row.f_bwd(residuals, jnp.ones_like(z), **hyper)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine is other is None or np.array_equal(mine, other)
 
 
-@layers
-def test_a_layer_serves_grad_jit_vmap_and_second_order(layer):
-    f = hg.as_layer(layer.f, layer.f_fwd, layer.f_bwd)
-    args, hyper = examples(layer)[1]
+@rules
+def test_a_layer_serves_grad_jit_vmap_and_second_order(row):
+    f = hg.as_layer(row.f, row.f_fwd, row.f_bwd)
+    args, hyper = examples(row)["typical"]
 
     def loss(f):
         return lambda x: (f(x, *args[1:], **hyper) ** 2).sum()
 
     x = jnp.asarray(args[0])
     stacked = jnp.stack([x, 2 * x])
+    h = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
 
     def all_of_them(g):
-        return jax.grad(loss(g))(x), jax.hessian(loss(g))(x), jax.vmap(jax.grad(loss(g)))(stacked)
+        bent = jax.vjp(jax.grad(loss(g)), x)[1](h)  # a product with the Hessian
+        return jax.grad(loss(g))(x), bent, jax.vmap(jax.grad(loss(g)))(stacked)
 
-    ours, theirs = (jax.jit(lambda g=g: all_of_them(g))() for g in (f, layer.f))
-    for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, other, atol=1e-12)
-    np.testing.assert_allclose(jax.grad(loss(f))(x), theirs[0], atol=1e-12)  # without jit
+    ours, theirs = once(lambda: (all_of_them(f), all_of_them(row.f)))()
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-10, atol=1e-12)
 
 
-@layers
-def test_the_residuals_are_no_more_than_jax_keeps(layer):
-    args, hyper = examples(layer)[-1]
-    z, residuals = layer.f_fwd(*args, **hyper)
-    floats = [i for i, a in enumerate(args) if np.asarray(a).dtype.kind == "f"]
-
-    def plain(*xs):
-        full = list(args)
-        for i, x in zip(floats, xs, strict=True):
-            full[i] = x
-        return layer.f(*full, **hyper)
-
-    _, pull = once(lambda *xs: jax.vjp(plain, *xs))(*(args[i] for i in floats))
+@rules
+def test_the_residuals_are_no_more_than_jax_keeps(row):
+    args, hyper = examples(row)["typical"]
+    z, residuals = row.f_fwd(*args, **hyper)
+    which = floats(args)
+    plain = lambda *xs: row.f(*put(args, which, xs), **hyper)  # noqa: E731
+    _, pull = once(lambda *xs: jax.vjp(plain, *xs))(*(args[i] for i in which))
     free = [np.asarray(a) for a in (*args, z)]  # the inputs and the output cost nothing more
 
     def kept(leaves):
@@ -130,9 +187,9 @@ def broken(node):
         yield ast.Constant(node.value + 1)
 
 
-def mutants(f):
-    """The function f with one term broken, for every term of its body."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(f)))
+def mutants(row):
+    """The rule's f_bwd with one term broken, for every term of the statement that makes it."""
+    tree = ast.parse(statement(row))
     paths = [
         (index, field, i, replacement)
         for index, node in enumerate(ast.walk(tree))
@@ -151,36 +208,34 @@ def mutants(f):
             getattr(node, field)[i] = replacement
         else:
             setattr(node, field, replacement)
-        function = mutant.body[0]
-        function.args.kw_defaults = [
-            default and ast.Constant(0.0) for default in function.args.kw_defaults
-        ]
-        for argument in (*function.args.args, *function.args.kwonlyargs):
+        for argument in [n for n in ast.walk(mutant) if isinstance(n, ast.arg)]:
             argument.annotation = None
+        for arguments in [n for n in ast.walk(mutant) if isinstance(n, ast.arguments)]:
+            arguments.kw_defaults = [
+                default and ast.Constant(0.0) for default in arguments.kw_defaults
+            ]
         ast.fix_missing_locations(mutant)
-        names = dict(inspect.unwrap(f).__globals__)
-        exec(compile(mutant, f.__name__, "exec"), names)
-        yield ast.unparse(function), names[f.__name__]
+        names = dict(vars(inspect.getmodule(inspect.unwrap(row.f))))
+        yield ast.unparse(mutant), names
 
 
-@layers
-def test_breaking_any_one_term_of_a_rule_is_noticed(layer, monkeypatch):
-    # that it is noticed is enough here; to name the mistake takes longer
+@rules
+def test_breaking_any_one_term_of_a_rule_is_noticed(row, monkeypatch):
+    # that it is noticed is enough here; to name the mistake takes longer, and to compile it too
     monkeypatch.setattr("handgrad.check.compare.diagnose", lambda *operands: ((), ""))
-    rounds = examples(layer)
-    found = list(mutants(layer.f_bwd))
+    monkeypatch.setattr("handgrad.check.rule.once", lambda f: f)
+    monkeypatch.setattr("handgrad.check.compare._measured", lambda *operands: 0.0)
+    found = list(mutants(row))
     assert found, "nothing to break?"
-    for source, mutant in found:
-        with pytest.raises((GradientMismatch, TypeError, ValueError, IndexError, AttributeError)):
-            for args, hyper in rounds:
-                prove_or_raise(layer, mutant, args, hyper)
+    for source, names in found:
+        with pytest.raises((AssertionError, TypeError, ValueError, IndexError, AttributeError)):
+            exec(source, names)
+            mutant = names[f"{row.name}_bwd"]
+            for hyper, draws in consulted(row):
+                verdicts = judged(row.f, row.f_fwd, mutant, draws, **hyper)
+                assert all(verdict.right for verdict in verdicts)
+            assert_right_at_extremes(row, mutant, "float64")
             pytest.fail(f"not noticed:\n{source}")
-
-
-def prove_or_raise(layer, f_bwd, args, hyper):
-    for verdict in prove(layer.f, layer.f_fwd, f_bwd, [args], **hyper):
-        if not verdict.right:
-            raise GradientMismatch(verdict.words)
 
 
 @pytest.mark.parametrize("y", [-1, -5, 4, 1000])

@@ -50,59 +50,72 @@ def verify(name=None):
         LookupError: nothing bears the name.
 
     """
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
     import jax
-    import numpy as np
     from tqdm import tqdm
 
-    from handgrad.catalog import LAYERS
-    from handgrad.check import GradientMismatch, prove
+    from handgrad.catalog import ROWS
     from handgrad.check.report import painted
 
     jax.config.update("jax_enable_x64", True)
-    layers = [layer for layer in LAYERS if name in (None, layer.name, layer.module)]
-    if not layers:
-        known = ", ".join(sorted({n for layer in LAYERS for n in (layer.module, layer.name)}))
+    # where the user has a folder for compiled programs, all of them are worth keeping
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    rows = [row for row in ROWS if name in (None, row.name, row.topic)]
+    if not rows:
+        known = ", ".join(sorted({n for row in ROWS for n in (row.topic, row.name)}))
         raise LookupError(f"verify {name}: no such layer; expected one of {known}")
-    width = max(len(layer.name) for layer in layers)
-    columns = max(len(p) + 1 for layer in layers for p in signature(layer.f).parameters)
+    width = max(len(row.name) for row in rows)
+    columns = max(len(p) + 1 for row in rows for p in signature(row.f).parameters)
     gradients = wrong = 0
-    for layer in (progress := tqdm(layers, disable=None, leave=False, unit="rule")):
-        verdicts = {}
-        rounds = [list(layer.examples(np.random.default_rng(seed))) for seed in range(SEEDS)]
-        for examples in zip(*rounds, strict=True):  # the same shape, once a seed
-            draws, hyper = [args for args, _ in examples], examples[0][1]
-            try:
-                proved = prove(layer.f, layer.f_fwd, layer.f_bwd, draws, **hyper)
-            except GradientMismatch as mistake:
-                progress.close()
-                print(f"{layer.name:{width}}  WRONG: {mistake}")
-                return 1
-            for verdict in proved:
-                if verdict.name not in verdicts or verdicts[verdict.name].right:
-                    verdicts[verdict.name] = verdict
-        for verdict in verdicts.values():
-            gradients, wrong = gradients + 1, wrong + (not verdict.right)
-            reason = "" if verdict.right else f"WRONG, shape {verdict.shape}: "
-            words = painted(reason + verdict.words, verdict.right)
-            progress.write(f"{layer.name:{width}}  {verdict.name:{columns}}  {words}")
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # JAX compiles outside of Python's lock
+        proofs = threads.map(_proved, rows)
+        progress = tqdm(proofs, total=len(rows), disable=None, leave=False, unit="rule")
+        for row, verdicts in zip(rows, progress, strict=True):
+            for verdict in verdicts:
+                gradients, wrong = gradients + 1, wrong + (not verdict.right)
+                reason = "" if verdict.right else f"WRONG, shape {verdict.shape}: "
+                words = painted(reason + verdict.words, verdict.right)
+                progress.write(f"{row.name:{width}}  {verdict.name:{columns}}  {words}")
     if wrong:
-        print(f"\n{wrong} of {gradients} gradients of {len(layers)} rules are wrong.")
+        print(f"\n{wrong} of {gradients} gradients of {len(rows)} rules are wrong.")
         return 1
-    print(f"\n{gradients} gradients of {len(layers)} rules proved in float64, over {SEEDS} seeds.")
+    print(f"\n{gradients} gradients of {len(rows)} rules proved in float64, over {SEEDS} seeds.")
     print("Open the derivations with: jupyter lab notebooks/00_contents.ipynb")
     return 0
 
 
+def _proved(row):
+    # A row's verdicts over all its examples and some seeds, one a gradient.
+    import numpy as np
+
+    from handgrad.check import GradientMismatch, Verdict, prove
+
+    draws, verdicts = {}, {}
+    for seed in range(SEEDS):
+        for args, hyper in row.proved(np.random.default_rng(seed)).values():
+            draws.setdefault(tuple(hyper.items()), []).append(args)
+    for hyper, same in draws.items():
+        try:
+            found = prove(row.f, row.f_fwd, row.f_bwd, same, **dict(hyper))
+        except GradientMismatch as mistake:
+            return [Verdict(row.name, (), False, str(mistake))]
+        for verdict in found:
+            if verdict.name not in verdicts or verdicts[verdict.name].right:
+                verdicts[verdict.name] = verdict
+    return list(verdicts.values())
+
+
 def accept(paths=()):
-    """Re-execute the notebooks and store their outputs; without a path all, and README's table."""
+    """Re-execute the notebooks, all without a path, and store their outputs; and README's table."""
     from handgrad import notebooks
     from handgrad.catalog import table
 
     notebooks.accept([path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb")))
-    if not paths:
-        readme = notebooks.FOLDER.parent / "README.md"
-        before, _, after = readme.read_text("utf-8").split(MARK)
-        readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
+    readme = notebooks.FOLDER.parent / "README.md"
+    before, _, after = readme.read_text("utf-8").split(MARK)
+    readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
     return 0
 
 

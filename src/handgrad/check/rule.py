@@ -43,41 +43,69 @@ def check_rule(f, f_fwd, f_bwd, /, *args, **hyper):
 
 def prove(f, f_fwd, f_bwd, draws, **hyper):
     """The verdicts of check_rule over several draws of arguments of the same shapes."""
+    return judged(f, f_fwd, f_bwd, consult(f, draws, **hyper), **hyper)
+
+
+class Draw(NamedTuple):
+    """One draw of a rule's arguments, and what the oracles say of it: they know f alone."""
+
+    args: tuple
+    precise: tuple  # the same, the floats among them in float64
+    which: tuple  # the places of the floats
+    dz: object
+    directions: list
+    truth: object
+
+
+def consult(f, draws, **hyper):
+    """The Draws of several arguments of the same shapes: any number of rules can be judged by them.
+
+    Raises:
+        RuntimeError: JAX's 64-bit mode is off.
+        TypeError: no argument is differentiable.
+
+    """
     if not jax.config.jax_enable_x64:
         raise RuntimeError(
             "a proof is in float64, and JAX is in 32-bit mode: expected "
             'jax.config.update("jax_enable_x64", True) before the first array'
         )
     draws = [tuple(tree_map(jnp.asarray, as_arrays(arg)) for arg in args) for args in draws]
-    names = argument_names(f, draws[0])
-    which = float_arguments(names, draws[0])
-    rule = f, f_fwd, f_bwd, hyper
+    which = float_arguments(argument_names(f, draws[0]), draws[0])
     # Fresh functions at every call: a cached trace would not see a helper that was redefined.
-    by_hand = partial(_by_hand, rule)
     oracles = once(lambda *operands: _oracles(f, hyper, which, *operands))
-    both = once(lambda args, dz, *more: (by_hand(args, dz), _oracles(f, hyper, which, dz, *more)))
     # A seed that no reader draws the arguments with: dz equal to x would hide a transpose.
     rng = np.random.default_rng([8, 20231120])
-    found = {}
+    found = []
     for args in draws:
         precise = tuple(as_float64(arg) if i in which else arg for i, arg in enumerate(args))
         z = jax.eval_shape(lambda *a: f(*a, **hyper), *args)
         dz = tree_map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), z)
         directions = [tree_map(lambda a: rng.normal(size=a.shape), precise[i]) for i in which]
+        truth = jax.device_get(oracles(dz, precise, directions))
+        found.append(Draw(args, precise, which, dz, directions, truth))
+    return found
+
+
+def judged(f, f_fwd, f_bwd, draws, **hyper):
+    """The verdicts of a rule over the Draws of its f, the first wrong one of each gradient.
+
+    Raises:
+        GradientMismatch: f_fwd or f_bwd returned something of another form.
+
+    """
+    rule = f, f_fwd, f_bwd, hyper
+    by_hand = once(lambda args, dz: _by_hand(rule, args, dz))
+    found = {}
+    for draw in draws:
         try:
             try:
-                hand, true = both(args, dz, precise, directions)
+                hand = by_hand(draw.args, draw.dz)
             except jax.errors.JAXTypeError:  # a rule may leave JAX, for NumPy or for an if
-                hand, true = by_hand(args, dz), oracles(dz, precise, directions)
+                hand = _by_hand(rule, draw.args, draw.dz)
         except _WrongShape as mistake:
             raise GradientMismatch(str(mistake)) from None
-        suspects = suspects_of(rule, which, precise, as_float64(dz))
-        born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
-        mended = cache(partial(_with_other_residuals, rule, args, dz))
-        judged = _judge(
-            names, which, args, directions, jax.device_get((hand, true)), suspects, mended, born
-        )
-        for verdict in judged:
+        for verdict in _judge(rule, draw, *jax.device_get(hand)):
             if verdict.name not in found or found[verdict.name].right:
                 found[verdict.name] = verdict
     return list(found.values())
@@ -146,8 +174,12 @@ def _oracles(f, hyper, which, dz, precise, directions):
     return _Truth(z, reverse, forward, (4 * narrow - wide) / 3, doubts, scale, rounding)
 
 
-def _judge(names, which, args, directions, answers, suspects, mended, born):
-    (value, hand), true = answers
+def _judge(rule, draw, value, hand):
+    args, _, which, dz, directions, true = draw
+    names = argument_names(rule[0], args)
+    suspects = suspects_of(rule, which, draw.precise, as_float64(dz))
+    born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
+    mended = cache(partial(_with_other_residuals, rule, args, dz))
     for mine, theirs in zip(tree_leaves(value), tree_leaves(true.value), strict=True):
         verdict = compare_leaf("value", mine, theirs, Judge(0.0, ""))
         if not verdict.right:

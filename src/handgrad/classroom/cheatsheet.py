@@ -1,72 +1,68 @@
-"""The catalog on two pages, to pin to a wall."""
+"""The catalog as a sheet of paper, to pin to a wall."""
 
-import inspect
 import re
 import tempfile
 from inspect import signature
 from pathlib import Path
+from typing import NamedTuple
 
-from handgrad.catalog import LAYERS
-from handgrad.classroom import manuscript
+from handgrad.catalog import ROWS
+from handgrad.classroom import facts, manuscript
 from handgrad.classroom.handout import write
 from handgrad.classroom.paper import compiled
 
-EQUATION = r"(?m)^ +d{} = .*# \((\d+\.\d+)\)$"
 # dz, d\gamma or dz_n, and not the d of \odot
 COTANGENT = re.compile(r"(?<![\\A-Za-z])d(?:[A-Za-z]|\\[A-Za-z]+)(?![A-Za-z])(?:_(?:\w|{[^}]*}))?")
 
 
-def cheatsheet(path, paper="a4", layers=LAYERS):
-    """Write the sheet of these layers to the path, the same bytes at every call; returns the path.
+def cheatsheet(path, paper="a4", rows=ROWS):
+    """Write the sheet of these rules to the path, the same bytes at every call; returns the path.
+
+    Two pages hold some twenty rules; more rules take more pages.
 
     Raises:
         ImportError: pandoc or typst is not installed; says which extra has them.
         OSError: the path cannot be written.
-        ValueError: paper is unknown, a row of the catalog lacks something, or the layers do not
-            fit on two pages in letters that one can read.
+        ValueError: paper is unknown, or a row of the catalog lacks something or is too wide.
 
     """
-    numbers = [_numbers(layer) for layer in layers]
-    typst = _typeset(dict.fromkeys(text for layer in layers for text in _texts(layer)))
-    rows = [_row(*of, typst) for of in zip(layers, numbers, strict=True)]
+    told = [_told(row) for row in rows]
+    typst = _typeset(dict.fromkeys(text for one in told for text in one.texts()))
+    cells = "".join(_row(one, typst) for one in told)
     with tempfile.TemporaryDirectory() as folder:
-        sheet = compiled("cheatsheet.typ", f"#sheet((\n{''.join(rows)}))\n", Path(folder), paper)
+        sheet = compiled("cheatsheet.typ", f"#sheet((\n{cells}))\n", Path(folder), paper)
     write(path, sheet)
     return path
 
 
-def _numbers(layer):
-    # The equation of each gradient, in the order of the arguments: the code says them.
-    source = inspect.getsource(layer.f_bwd)
-    found = {
-        name: re.search(EQUATION.format(name), source) for name in signature(layer.f).parameters
-    }
-    numbers = {name: match[1] for name, match in found.items() if match}
-    if wrong := sorted(set(layer.gradients) ^ set(numbers)):
+class _Facts(NamedTuple):
+    """A row of the catalog, and what the code tells of its rule."""
+
+    row: object
+    numbers: dict
+    kept: dict
+    cost: tuple
+
+    def texts(self):
+        """All that pandoc has to set."""
+        formulas = (self.row.formula, *self.row.gradients.values(), *self.kept, *self.kept.values())
+        yield from (f"${tex}$" for tex in formulas)
+        yield from self.cost
+        if self.row.where:
+            yield self.row.where
+
+
+def _told(row):
+    for tex in (row.formula, *row.gradients.values()):
+        if not tex.strip() or "$" in tex:
+            raise ValueError(f"{row.name}: expected a formula in LaTeX; got {tex!r}")
+    numbers = facts.equations(row)
+    if wrong := sorted(set(row.gradients) ^ set(numbers)):
         raise ValueError(
-            f"{layer.name}: gradients: expected a formula for each argument with an equation in "
-            f"{layer.f_bwd.__name__}, {', '.join(numbers)}; wrong or missing: {', '.join(wrong)}"
+            f"{row.name}: gradients: expected a formula for each argument with an equation in "
+            f"{row.name}_bwd, {', '.join(numbers)}; wrong or missing: {', '.join(wrong)}"
         )
-    return numbers
-
-
-def _texts(layer):
-    # All that pandoc has to set for a layer.
-    formulas = {
-        "formula": [layer.formula],
-        "gradients": layer.gradients.values(),
-        "kept": [*layer.kept, *layer.kept.values()],
-    }
-    for field, texts in formulas.items():
-        for text in texts:
-            if not text.strip() or "$" in text:
-                raise ValueError(f"{layer.name}: {field}: expected LaTeX; got {text!r}")
-            yield f"${text}$"
-    if len(layer.cost) != 2 or not all(layer.cost):
-        raise ValueError(f"{layer.name}: cost: expected (forward, back); got {layer.cost}")
-    yield from layer.cost
-    if layer.where:
-        yield layer.where
+    return _Facts(row, numbers, facts.kept(row), facts.cost(row))
 
 
 def _typeset(texts):
@@ -82,26 +78,27 @@ def _marked(formula):
     return COTANGENT.sub(lambda found: f"{opened} {found[0]} {shut} ", formula[0])
 
 
-def _row(layer, numbers, typst):
-    # A layer as a dictionary of typst.
+def _row(told, typst):
+    # A rule as a dictionary of typst.
     def formula(tex):
         return f"[{typst[f'${tex}$']}]"
 
-    parameters = signature(layer.f).parameters.values()
+    row, numbers, kept, (forth, back) = told
+    parameters = signature(row.f).parameters.values()
     arguments = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     hyper = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     fields = {
-        "name": f'"{layer.name}"',
+        "name": f'"{row.name}"',
         "arguments": '"'
         + "; ".join(", ".join(group) for group in (arguments, hyper) if group)
         + '"',
-        "notebook": f'"{int(layer.notebook[:2])}"',
-        "forward": formula(layer.formula),
-        "gradients": _array((formula(layer.gradients[d]), f'"{numbers[d]}"') for d in numbers),
-        "kept": _array((formula(name), formula(entries)) for name, entries in layer.kept.items()),
-        "forth": f"[{typst[layer.cost[0]]}]",
-        "back": f"[{typst[layer.cost[1]]}]",
-        "where": f"[{typst[layer.where]}]" if layer.where else "none",
+        "notebook": f'"{int(row.notebook[:2])}"',
+        "forward": formula(row.formula),
+        "gradients": _array((formula(row.gradients[d]), f'"{numbers[d]}"') for d in numbers),
+        "kept": _array((formula(name), formula(entries)) for name, entries in kept.items()),
+        "forth": f"[{typst[forth]}]",
+        "back": f"[{typst[back]}]",
+        "where": f"[{typst[row.where]}]" if row.where else "none",
     }
     return "(" + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "),\n"
 

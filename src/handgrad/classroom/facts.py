@@ -1,0 +1,166 @@
+"""What the code itself tells of a rule: its equations, what it keeps, and what it costs.
+
+Sizes are read off a trace whose axes are all different primes: a count of 2 * 11 * 13 is 2 N k.
+"""
+
+import ast
+import inspect
+import math
+import re
+from collections import Counter
+from functools import partial
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+
+PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+UNITS = {  # what is counted, and as what; additions and comparisons are cheap beside these
+    **dict.fromkeys(("mul", "div", "dot_general", "integer_pow", "square", "sqrt", "rsqrt"), ""),
+    **dict.fromkeys(("exp", "exp2", "expm1", "tanh", "logistic", "erf", "pow"), "exp"),
+    **dict.fromkeys(("log", "log1p"), "log"),
+    "select_n": "selections",
+}
+
+
+def statement(row):
+    """The lines of the row's module that make its f_bwd: a function, or one line for a pair."""
+    module = inspect.getmodule(inspect.unwrap(row.f))
+    source = inspect.getsource(module)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            made = [node.name]
+        else:
+            made = [target.id for target in node.targets[0].elts] if is_pair(node) else []
+        if f"{row.name}_bwd" in made:
+            return "".join(source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno])
+    raise ValueError(f"{row.name}: no {row.name}_bwd in {module.__name__}")
+
+
+def is_pair(node):
+    """Whether a statement reads f_fwd, f_bwd = from_output(...), which makes both at once."""
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple)
+
+
+def equations(row):
+    """The number of the equation of each argument's gradient, in the order of the arguments."""
+    names, lines = list(inspect.signature(row.f).parameters), statement(row)
+    if is_pair(ast.parse(lines).body[0]):
+        return dict(zip(names, re.findall(r"# \((\d+\.\d+)\)", lines), strict=False))
+    found = {n: re.search(rf"(?m)^ +d{n} = .*# \((\d+\.\d+)\)$", lines) for n in names}
+    return {name: match[1] for name, match in found.items() if match}
+
+
+def cost(row):
+    """What the way forward takes and the way back, as words with LaTeX between dollars."""
+    args, hyper, letters = _generic(row)
+    forward = jax.make_jaxpr(partial(row.f, **hyper))(*args)
+    z, residuals = jax.eval_shape(partial(row.f_fwd, **hyper), *args)
+    back = jax.make_jaxpr(partial(row.f_bwd, **hyper))(residuals, z)
+    return tuple(_words(counted(way.jaxpr, letters)) for way in (forward, back))
+
+
+def kept(row):
+    """What the rule keeps for the way back: a symbol in LaTeX, and how many entries, for each."""
+    args, hyper, letters = _generic(row)
+    _, residuals = jax.eval_shape(partial(row.f_fwd, **hyper), *args)
+    sizes = [tex(*factored(math.prod(a.shape), letters)) for a in jax.tree.leaves(residuals)]
+    return dict(zip(_symbols(row), sizes, strict=True))
+
+
+def _generic(row):
+    # arguments to trace with, the hyperparameters, and the letter that each prime stands for
+    args, hyper = row.examples(np.random.default_rng(0))["typical"]
+    parameters = list(inspect.signature(row.f).parameters.values())[: len(args)]
+    annotations = [(get_args(p.annotation) or [p.annotation])[0] for p in parameters]
+    axes = [a.dim_str.split() for a in annotations]
+    names = dict.fromkeys(_letter(axis, axes) for of in axes for axis in of)
+    primes = dict(zip(names, PRIMES, strict=False))
+    specs = [
+        jax.ShapeDtypeStruct([primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype)
+        for of, arg in zip(axes, args, strict=True)
+    ]
+    return specs, hyper, {prime: name for name, prime in primes.items()}
+
+
+def _letter(axis, axes):
+    # a batch counts its examples, N; where nothing but leading axes is there, its entries, n
+    if axis.startswith("*"):
+        return "n" if all(len(of) == 1 for of in axes if of) and axis == "*shape" else "N"
+    return axis
+
+
+def counted(jaxpr, letters, times=1):
+    """How many operations of each unit a traced function does: {("exp", ("N", "k")): 2}."""
+    total = Counter()
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        rounds = equation.params["length"] if name == "scan" else 1
+        for inner in jaxprs_in_params(equation.params):
+            total += counted(inner, letters, times * rounds)
+        if name in UNITS:
+            size = times * math.prod(equation.outvars[0].aval.shape)
+            if name == "dot_general":
+                ((contracted, _), _) = equation.params["dimension_numbers"]
+                size *= math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            number, monomial = factored(size, letters)
+            total[UNITS[name], monomial] += number
+    return total
+
+
+def factored(size, letters):
+    """A size as a number times letters: 286 is (2, ("N", "k"))."""
+    found = []
+    for prime, letter in letters.items():
+        while size % prime == 0:
+            size, found = size // prime, [*found, letter]
+    return size, tuple(found)
+
+
+def _words(total):
+    total = {key: n for key, n in total.items() if n}
+    if any(unit != "selections" for unit, _ in total):
+        total = {key: n for key, n in total.items() if key[0] != "selections"}
+    # what grows slower than something else in the list goes without saying
+    large = [
+        key for key in total if not any(Counter(key[1]) < Counter(other[1]) for other in total)
+    ]
+    units = dict.fromkeys(sorted((unit for unit, _ in large), key=list(UNITS.values()).index))
+    parts = []
+    for unit in units:
+        terms = [tex(total[key], key[1]) for key in large if key[0] == unit]
+        parts.append(f"${' + '.join(terms)}$ {unit}".strip())
+    return " + ".join(parts) or "nothing"
+
+
+def tex(number, letters):
+    """A monomial in LaTeX: 2 N k, or N k, or 1."""
+    return " ".join(([str(number)] if number != 1 or not letters else []) + list(letters))
+
+
+def _symbols(row):
+    # the output's letter or an argument's, where a residual is one of them; else the rule's name
+    args, hyper = row.examples(np.random.default_rng(0))["typical"]
+    z, residuals = row.f_fwd(*args, **hyper)
+    known = [(re.match(r"\w", row.formula)[0], z)]
+    for name, arg in zip(inspect.signature(row.f).parameters, args, strict=False):
+        left = re.match(r"d(\\?[A-Za-z]+)", row.gradients.get(name, f"d{name}"))[1]
+        known.append((left, arg))
+    unpacked = _unpacked(row)
+    for i, leaf in enumerate(jax.tree.leaves(residuals)):
+        same = (symbol for symbol, value in known if np.array_equal(leaf, value, equal_nan=True))
+        name = unpacked[i] if i < len(unpacked) else f"r{i}"
+        yield next(same, name if len(name) == 1 else rf"\mathrm{{{name}}}")
+
+
+def _unpacked(row):
+    # x, W = residuals; or the name of the one residual
+    (function,) = ast.parse(statement(row)).body
+    if not isinstance(function, ast.FunctionDef):
+        return []
+    for node in function.body:
+        if is_pair(node):
+            return [target.id for target in node.targets[0].elts]
+    return [function.args.args[0].arg]

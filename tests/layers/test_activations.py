@@ -1,0 +1,1 @@
+"""Activations: what is special to the topic."""

@@ -1,0 +1,1 @@
+"""The squared error: what is special to the topic."""

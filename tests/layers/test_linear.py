@@ -1,0 +1,1 @@
+"""The linear layer: what is special to the topic."""
