@@ -43,7 +43,11 @@ def test_a_notebook_is_executed_stored_and_tidy(path):
             assert output.output_type != "error" or marked
             assert output.get("name") != "stderr"
             assert not re.search(r"at 0x|/home|/tmp|/usr|/root", str(output.get("text", "")))
-            assert not re.search(r"at 0x", output.get("data", {}).get("text/plain", ""))
+            shown = output.get("data", {})
+            assert not re.search(r"at 0x", shown.get("text/plain", ""))
+            if "image/svg+xml" in shown:
+                words = shown["text/plain"].split()
+                assert len(words) > 7, "a figure without words for whoever can't see it"
 
 
 @each_notebook
@@ -53,8 +57,11 @@ def test_a_notebook_has_its_parts(path):
         assert part in text, part
     if path.stem[:2] != "00":
         assert re.search(rf"^# {int(path.stem[:2])}\. ", text, re.M)
-    kinds = re.findall(r"### Exercise \d+\.\d+ \((.*?)\)", text)
-    assert {"by hand", "derive and code", "find the bug"} <= set(kinds)
+    headings = re.findall(r"(?m)^### Exercise.*$", text)
+    form = r"### Exercise \d+\.\d+ \((.*)\) · (?:easy|medium|hard), \d+ minutes"
+    kinds = [re.fullmatch(form, heading)[1] for heading in headings]
+    needed = {"by hand", "derive and code", "find the bug", "transfer"}
+    assert needed <= {*kinds, *(["transfer"] if path.stem == "00_contents" else [])}
     cells = nbformat.read(path, as_version=4).cells
     solved = sum("solution" in c.metadata.get("tags", []) for c in cells)
     begun = sum(c.source.count("### BEGIN SOLUTION") for c in cells)

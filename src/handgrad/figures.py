@@ -17,6 +17,8 @@ from IPython.display import display
 from matplotlib import patches
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from handgrad.notebooks import FOLDER
+
 INPUT, PARAMETER, COTANGENT, MISTAKE = "#0072B2", "#009E73", "#E69F00", "#B2182B"
 
 
@@ -69,59 +71,49 @@ def matrix(ax, M, title="", color=INPUT):
     ax.axis("off")
 
 
-def collection_map(ax, folder):
-    """Draw the notebooks of a folder, an arrow from each to those that build on it.
+def collection_map(ax):
+    """Draw the collection's notebooks, an arrow from each to those that build on it.
 
-    Titles come from the notebooks' first headings, arrows from the links in "You need".
-
-    Raises:
-        ValueError: the folder holds no numbered notebook.
+    Titles come from the notebooks' first headings, arrows from the links in "You need": all of them
+    but those that a longer path of arrows implies.
     """
     titles, needs = {}, {}
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
         text = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
         if path.stem[:2] != "00":
             titles[path.stem[:2]] = re.search(r"^# \d+\. (.*)", text, re.M)[1]
             needed = text[text.index("**You need**") :]
-            needs[path.stem[:2]] = re.findall(r"\]\((\d\d)_\w+\.ipynb\)", needed)
-    if not titles:
-        raise ValueError(f"folder: expected numbered notebooks; none in {folder}")
-    depth, column, place = {}, {}, {}
-    for number in titles:  # in order, so what a notebook needs has been placed before it
-        depth[number] = 1 + max((depth.get(n, 0) for n in needs[number]), default=0)
-        column.setdefault(depth[number], []).append(number)
-    for x, numbers in column.items():
-        for i, number in enumerate(numbers):
-            place[number] = (x, (len(numbers) - 1) / 2 - i)
-    box = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": INPUT, "lw": 1.2}
-    labels = {
-        number: ax.text(
-            *place[number],
-            f"{number}\n" + "\n".join(textwrap.wrap(title, 14)),
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            bbox=box,
-            zorder=2,
-        )
-        for number, title in titles.items()
+            needs[path.stem[:2]] = set(re.findall(r"\]\((\d\d)_\w+\.ipynb\)", needed)) - {"00"}
+    depth, behind = {}, {}
+    for number in titles:  # in order, so what a notebook needs has been met before it
+        depth[number] = 1 + max((depth[n] for n in needs[number]), default=0)
+        behind[number] = needs[number].union(*(behind[n] for n in needs[number]))
+    columns = [[n for n in titles if depth[n] == d] for d in sorted(set(depth.values()))]
+    place = {
+        number: (x, (len(column) - 1) / 2 - i)
+        for x, column in enumerate(columns)
+        for i, number in enumerate(column)
     }
+    style = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": INPUT, "lw": 1.2}
+    boxes = {}
+    for number, title in titles.items():
+        words = f"{number}\n" + "\n".join(textwrap.wrap(title, 14))
+        kept = {"ha": "center", "va": "center", "fontsize": 7.5, "bbox": style, "zorder": 2}
+        boxes[number] = ax.text(*place[number], words, **kept).get_bbox_patch()
     for number in titles:
-        for needed in needs[number]:
-            if needed in labels and depth[needed] == depth[number] - 1:
-                ax.annotate(
-                    "",
-                    place[number],
-                    place[needed],
-                    arrowprops={
-                        "arrowstyle": "-|>",
-                        "color": "0.4",
-                        "patchA": labels[needed].get_bbox_patch(),
-                        "patchB": labels[number].get_bbox_patch(),
-                    },
-                )
-    tallest = max(map(len, column.values())) / 2
-    ax.set(xlim=(0.4, max(column) + 0.6), ylim=(-tallest, tallest))
+        implied = set().union(*(behind[n] for n in needs[number]))
+        for needed in needs[number] - implied:
+            far = depth[number] - depth[needed] - 1
+            arrow = {
+                "arrowstyle": "-|>",
+                "color": "0.4",
+                "connectionstyle": f"arc3,rad={-0.25 * far}",  # around what stands between
+                "patchA": boxes[needed],
+                "patchB": boxes[number],
+            }
+            ax.annotate("", place[number], place[needed], arrowprops=arrow)
+    tallest = max(map(len, columns)) / 2
+    ax.set(xlim=(-0.6, len(columns) - 0.4), ylim=(-tallest, tallest))
     ax.axis("off")
 
 
