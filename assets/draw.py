@@ -1,25 +1,64 @@
-"""Draw the figures of this folder again, byte for byte: python assets/draw.py."""
+"""Draw the figure of this folder again, from a real run: python assets/draw.py."""
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 
-from handgrad import cross_entropy, figures, linear, relu, softmax
+from handgrad import GradientMismatch, check_steps, figures, softmax, tap
 
 
-def network(x, W1, b1, W2, b2, y):
-    """The two-layer network of notebooks/07_two_layer_network.ipynb."""
-    z1 = linear(x, W1, b1)
-    a1 = relu(z1)
-    z2 = linear(a1, W2, b2)
-    o = softmax(z2)
-    l = cross_entropy(o, y)  # noqa: E741
-    return l
+def verdict():
+    """What the checker says of a two-layer network whose softmax Jacobian is only its diagonal."""
+    rng = np.random.default_rng(0)
+    x, W1, W2 = rng.normal(size=4), rng.normal(size=(5, 4)), rng.normal(size=(3, 5))
+
+    def loss(W1, W2):
+        a1 = tap("a1", jnp.tanh(tap("z1", W1 @ x)))
+        o = tap("o", softmax(tap("z2", W2 @ a1)))
+        return -jnp.log(o)[1]
+
+    a1 = jnp.tanh(W1 @ x)
+    o = softmax(W2 @ a1)
+    do = -np.eye(3)[1] / o
+    dz2 = o * (1 - o) * do
+    da1 = W2.T @ dz2
+    dz1 = (1 - a1**2) * da1
+    steps = {
+        "do": do,
+        "dz2": dz2,
+        "dW2": np.outer(dz2, a1),
+        "da1": da1,
+        "dz1": dz1,
+        "dW1": np.outer(dz1, x),
+    }
+    try:
+        check_steps(loss, at=(W1, W2), **steps)
+    except GradientMismatch as mistake:
+        return mistake
+    raise AssertionError("expected a mistake")
+
+
+def draw(mistake, path):
+    """The lines as a terminal shows them, a wrong one in red."""
+    lines = str(mistake).splitlines()
+    code = "check_steps(loss, at=(W1, W2), do=do, dz2=dz2, dW2=dW2, da1=da1, dz1=dz1, dW1=dW1)"
+    lines = [f">>> {code}", "", "GradientMismatch:", *lines]
+    figure, ax = plt.subplots(figsize=(8.2, 0.24 * len(lines) + 0.3), facecolor="#F7F8F9")
+    for i, line in enumerate(lines):
+        wrong = "WRONG" in line or line.startswith("Grad")
+        color = figures.MISTAKE if wrong else "#00664B" if "right" in line else "#1B1F24"
+        style = {"family": "monospace", "size": 9, "color": color}
+        ax.text(0.2, -i, line, weight="bold" if wrong else "normal", va="center", **style)
+    ax.set(xlim=(0, 80), ylim=(-len(lines) + 0.3, 0.7))
+    ax.axis("off")
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
     plt.switch_backend("svg")
     figures.use_house_style()
-    _, ax = plt.subplots(figsize=(8, 2.5))
-    figures.execution_trace(ax, network, parameters=("W1", "b1", "W2", "b2"))
-    plt.savefig(Path(__file__).with_name("trace.svg"), metadata={"Date": None})
+    draw(verdict(), Path(__file__).with_name("verdict.svg"))

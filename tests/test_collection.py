@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import nbformat
+import numpy as np
 import pytest
+from jax.test_util import check_grads
 from kernel import prose
 
 import handgrad
@@ -147,7 +151,26 @@ def test_the_readme_s_examples_run(capsys):
                 exec(block, names)
         else:
             exec(block, names)
-    assert "dW  (3, 2)  right" in capsys.readouterr().out
+    names["test_scale"]()
+    printed = capsys.readouterr().out
+    assert "dW  (3, 2)  right" in printed
+    assert re.search(r"ds +\(3,\) +matches", printed)
+
+
+def test_what_the_readme_says_of_check_grads():
+    sin = jax.custom_jvp(jnp.sin)
+    sin.defjvp(lambda primals, tangents: (jnp.sin(*primals), 0 * tangents[0]))
+
+    def passes(f, n, dtype):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=n), dtype)
+        try:
+            check_grads(f, (x,), order=1, modes=["fwd"])
+        except AssertionError:
+            return False
+        return True
+
+    assert not passes(sin, 100, "float32") and passes(sin, 500, "float32")
+    assert passes(jnp.sin, 100, "float32") and not passes(jnp.sin, 100, "bfloat16")
 
 
 def test_the_gate_runs_the_readme_s_test_command():

@@ -234,7 +234,7 @@ def test_a_check_shows_its_text_on_paper_and_its_table_on_a_page():
 
 
 def test_an_image_beside_the_notebook_is_shown():
-    notebook = small(new_markdown_cell("![the trace](../assets/trace.svg)"))
+    notebook = small(new_markdown_cell("![a verdict](../assets/verdict.svg)"))
     assert len(pdf(notebook, "student")) > len(pdf(small(), "student")) + 1000
     assert [s[:18] for s in Resources(html(notebook, "student")).found] == ["data:image/svg+xml"]
 
