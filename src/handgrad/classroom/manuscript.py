@@ -161,7 +161,9 @@ def _output(output, path, paper):
             binary = suffix != "svg"
             content = base64.b64decode(data[mime]) if binary else data[mime].encode("utf-8")
             path.with_suffix("." + suffix).write_bytes(content)
-            return f"![Figure]({path.name}.{suffix})"
+            words = "Figure" if _is_a_name(data) else data["text/plain"]
+            words = re.sub(r"([^\w\s])", r"\\\1", words)
+            return f"![{words}]({path.name}.{suffix})"
     if "text/html" in data and not (paper and "text/plain" in data):
         if paper:
             raise ValueError("an output of type text/html alone cannot be printed on paper")
@@ -170,9 +172,14 @@ def _output(output, path, paper):
         return data.get("text/markdown", data.get("text/latex"))
     if set(data) - {"text/plain", "text/html"}:
         raise ValueError(f"an output of type {min(data)} is unknown")
-    if re.match(r"<(IPython|Figure)", data["text/plain"]):
+    if _is_a_name(data):
         raise ValueError(f"an output shows an object's name, {data['text/plain']}, and no content")
     return _printed(data["text/plain"], paper)
+
+
+def _is_a_name(data):
+    # what a figure's text says that was not shown with words of its own
+    return bool(re.match(r"<(IPython|Figure)", data.get("text/plain", "<Figure")))
 
 
 def _printed(text, paper):

@@ -130,6 +130,9 @@ def _notebook(path):
         if cell.cell_type == "code":
             if cell.execution_count is None:
                 raise ValueError(f"{path}: a cell is not executed; run `handgrad accept {path}`")
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "image/svg+xml" in data:  # its words stand beside it
+                    cell.metadata["mystnb"] = {"image": {"alt": data["text/plain"]}}
             if "### BEGIN SOLUTION" in cell.source:
                 cell.source = re.sub(r"(?m)^ *### (BEGIN|END) SOLUTION\n?", "", cell.source)
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), "solution"]
@@ -175,8 +178,6 @@ def setup(app):
             if "solution" in cell.get("cell_metadata", {}).get("tags", []):
                 cell.insert(0, nodes.raw("", UNFOLD.format("the code"), format="html"))
                 cell.append(nodes.raw("", "</details>", format="html"))
-        for image in document.findall(nodes.image):
-            image.attributes.setdefault("alt", "the figure that the code above draws")
 
     def number(app, document):
         for block in document.findall(nodes.math_block):
