@@ -7,7 +7,7 @@ from jaxtyping import Float
 def squared_error(
     prediction: Float[ArrayLike, "*shape"], target: Float[ArrayLike, "*shape"]
 ) -> Float[ArrayLike, "*shape"]:
-    """l = (prediction - target)^2, (1.8), element by element.
+    """l = (prediction - target)^2, (1.16): an array, one squared error for each entry.
 
     Raises:
         TypeError: an argument is not a float array, or the shapes differ.
@@ -17,12 +17,12 @@ def squared_error(
 
 
 def squared_error_fwd(prediction, target):
-    """l, and the difference: one array in place of two."""
+    """l, and the difference: all that the gradients need of prediction and target."""
     return squared_error(prediction, target), prediction - target
 
 
 def squared_error_bwd(difference: Float[ArrayLike, "*shape"], dl: Float[ArrayLike, "*shape"]):
-    """(dprediction, dtarget), each the other's negative."""
-    dprediction = 2 * difference * dl  # (1.9)
-    dtarget = -2 * difference * dl  # (1.10)
+    """(dprediction, dtarget), given the cotangent dl; each is the other's negative."""
+    dprediction = 2 * difference * dl  # (1.19)
+    dtarget = -2 * difference * dl  # (1.20)
     return dprediction, dtarget
