@@ -16,9 +16,9 @@ from test_editions import secrets, strings
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "01_gradient.ipynb"
-# A sign in the answer to Exercise 1.3.
-RIGHT = "return 2 * difference * dl, -2 * difference * dl"
-MISTAKE = "return 2 * difference * dl, 2 * difference * dl"
+# A sign in the answer to Exercise 1.5.
+RIGHT = "dv[:-1] -= 10 * (v[1:] - v[:-1])"
+MISTAKE = "dv[:-1] += 10 * (v[1:] - v[:-1])"
 
 
 def follow(folder, heading):
@@ -90,7 +90,7 @@ def course(classroom):
         path.parent.mkdir(parents=True)
         notebook = read(work)
         if work.stem == "tried":
-            the(notebook, "unswapped, p, t").source = "pass"  # to no avail
+            the(notebook, "mended_gradient(anywhere, data)").source = "pass"  # to no avail
         nbformat.write(notebook, path)
     follow(classroom / "course", "Then, in `course`")
     return classroom / "course"
@@ -106,19 +106,18 @@ def test_nbgrader_gives_a_point_for_each_right_answer(course):
         grades = {
             row["student_id"]: (row["score"], row["max_score"]) for row in csv.DictReader(table)
         }
-    assert grades == {"solved": ("3.0", "3.0"), "tried": ("1.0", "3.0")}
+    assert grades == {"solved": ("6.0", "6.0"), "tried": ("4.0", "6.0")}
 
 
 def test_the_feedback_holds_the_diagnosis(course):
     said = feedback(course, "tried")
-    assert re.search(r"GradientMismatch:\s+dprediction +\(2, 3\) +matches", said)
-    assert re.search(r"dtarget +\(2, 3\) +WRONG: \w+", said.partition("GradientMismatch:")[2])
+    assert re.search(r"GradientMismatch:\s+dv +\(40,\) +WRONG: \w+", said)
     assert "GradientMismatch:" not in feedback(course, "solved")
 
 
 def test_the_feedback_on_a_stub_says_what_to_do(course):
     said = feedback(course, "tried")
-    assert "NotImplementedError: Exercise 1.2: write gradient_of_form, then check again" in said
+    assert "NotImplementedError: Exercise 1.3: write gradient_of_form, then check again" in said
 
 
 def test_nbgrader_s_own_release_leaks_nothing(course):
