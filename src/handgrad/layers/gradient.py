@@ -7,7 +7,7 @@ from jaxtyping import Float
 def squared_error(
     prediction: Float[ArrayLike, "*shape"], target: Float[ArrayLike, "*shape"]
 ) -> Float[ArrayLike, "*shape"]:
-    """l = (prediction - target)^2, (1.16): an array, one squared error for each entry.
+    """l = (prediction - target)^2, (1.17): an array, one squared error for each entry.
 
     Raises:
         TypeError: an argument is not a float array, or the shapes differ.
@@ -23,6 +23,6 @@ def squared_error_fwd(prediction, target):
 
 def squared_error_bwd(difference: Float[ArrayLike, "*shape"], dl: Float[ArrayLike, "*shape"]):
     """(dprediction, dtarget), given the cotangent dl; each is the other's negative."""
-    dprediction = 2 * difference * dl  # (1.19)
-    dtarget = -2 * difference * dl  # (1.20)
+    dprediction = 2 * difference * dl  # (1.20)
+    dtarget = -2 * difference * dl  # (1.21)
     return dprediction, dtarget
