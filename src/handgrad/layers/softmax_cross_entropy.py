@@ -52,7 +52,8 @@ def logsumexp_bwd(
 
 def log_softmax(z: Float[ArrayLike, "*batch k"]) -> Float[ArrayLike, "*batch k"]:
     """r = z - logsumexp(z), (6.11): logits z (*batch, k) -> log-probabilities r (*batch, k)."""
-    return z - logsumexp(z)[..., None]
+    z = z - _largest(z)  # before the sum, so that large logits lose no digits
+    return z - jnp.log(jnp.exp(z).sum(axis=-1, keepdims=True))
 
 
 def log_softmax_fwd(z):
@@ -79,8 +80,7 @@ def cross_entropy(
         ValueError: y has not one label for each row of o.
 
     """
-    e_y = _one_hot(y, o)
-    return -(e_y * jnp.log(jnp.where(e_y == 0, 1, o))).sum(axis=-1)  # 0 log 0 = 0
+    return -jnp.log(_at(y, o))
 
 
 def cross_entropy_fwd(o, y):
@@ -94,8 +94,7 @@ def cross_entropy_bwd(
 ):
     """(do, None): only the label's entry is not 0, even where another probability is 0."""
     o, y = residuals
-    e_y = _one_hot(y, o)
-    do = jnp.where(e_y == 0, 0, -e_y / o) * dl[..., None]  # (6.4)
+    do = jnp.where(_one_hot(y, o) == 0, 0, (-dl / _at(y, o))[..., None])  # (6.4)
     return do, None
 
 
@@ -115,8 +114,8 @@ def softmax_cross_entropy(
         ValueError: y has not one label for each row of z, or label_smoothing is not in [0, 1].
 
     """
-    t = _target(y, z, label_smoothing)
-    return -(t * jnp.where(t == 0, 0, log_softmax(z))).sum(axis=-1)  # 0 log 0 = 0
+    t, r = _target(y, z, label_smoothing), log_softmax(z)
+    return -(t * r).sum(axis=-1) if label_smoothing else -_at(y, r)  # no 0 log 0 in either
 
 
 def softmax_cross_entropy_fwd(z, y, *, label_smoothing=0.0):
@@ -141,15 +140,26 @@ def _largest(z):
     return lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
 
 
-def _one_hot(y, like):
-    # e_y in the shape and dtype of `like`; all NaN where no class bears the label's number,
-    # which then reaches the loss and its gradient instead of a neighbour's value.
+def _labels(y, like):
+    # y, and whether a class bears its number, for each row. Where none does, the loss and its
+    # gradient are NaN; an index out of range would bring a neighbour's value.
     y, k = jnp.asarray(y), like.shape[-1]
     if y.shape != like.shape[:-1]:
         raise ValueError(f"y: expected one label for each row, {like.shape[:-1]}; got {y.shape}")
-    exists = (y >= 0) & (y < k)
-    e_y = (y[..., None] == jnp.arange(k)).astype(like.dtype)
-    return jnp.where(exists[..., None], e_y, jnp.nan)
+    return y[..., None], ((y >= 0) & (y < k))[..., None]
+
+
+def _at(y, v):
+    # v_y, the label's entry of each row
+    y, exists = _labels(y, v)
+    v_y = jnp.take_along_axis(jnp.asarray(v), y, axis=-1, mode="clip")
+    return (v_y * jnp.where(exists, 1, jnp.nan))[..., 0]  # times NaN: so is its gradient
+
+
+def _one_hot(y, like):
+    # e_y in the shape and dtype of `like`
+    y, exists = _labels(y, like)
+    return jnp.where(exists, y == jnp.arange(like.shape[-1]), jnp.nan).astype(like.dtype)
 
 
 def _target(y, like, label_smoothing):
