@@ -23,13 +23,13 @@ def softmax_fwd(z):
 
 
 def softmax_bwd(o: Float[ArrayLike, "*batch k"], do: Float[ArrayLike, "*batch k"]):
-    """(dz,): do less its mean under o, times o. The k x k Jacobian is never built."""
-    dz = o * (do - (o * do).sum(axis=-1, keepdims=True))  # (6.6)
+    """(dz,): subtract from do its mean under o, multiply by o; no k x k Jacobian is built."""
+    dz = o * (do - (o * do).sum(axis=-1, keepdims=True))  # (6.9)
     return (dz,)
 
 
 def logsumexp(z: Float[ArrayLike, "*batch k"]) -> Float[ArrayLike, "*batch"]:
-    """s = log sum_j exp(z_j), (6.9): logits z (*batch, k) -> s (*batch)."""
+    """s = log sum_j exp(z_j), (6.13): logits z (*batch, k) -> s (*batch)."""
     m = _largest(z)
     return jnp.log(jnp.exp(z - m).sum(axis=-1)) + m[..., 0]
 
@@ -44,14 +44,14 @@ def logsumexp_bwd(
     residuals: tuple[Float[ArrayLike, "*batch k"], Float[ArrayLike, "*batch"]],
     ds: Float[ArrayLike, "*batch"],
 ):
-    """(dz,): the gradient of log-sum-exp is softmax, exp(z - s)."""
+    """(dz,): the gradient is softmax, exp(z - s); for large z it has the digits that s has."""
     z, s = residuals
-    dz = ds[..., None] * jnp.exp(z - s[..., None])  # (6.10)
+    dz = ds[..., None] * jnp.exp(z - s[..., None])  # (6.14)
     return (dz,)
 
 
 def log_softmax(z: Float[ArrayLike, "*batch k"]) -> Float[ArrayLike, "*batch k"]:
-    """r = z - logsumexp(z), (6.11): logits z (*batch, k) -> log-probabilities r (*batch, k)."""
+    """r = z - logsumexp(z), (6.16): logits z (*batch, k) -> log-probabilities r (*batch, k)."""
     z = z - _largest(z)  # before the sum, so that large logits lose no digits
     return z - jnp.log(jnp.exp(z).sum(axis=-1, keepdims=True))
 
@@ -63,8 +63,8 @@ def log_softmax_fwd(z):
 
 
 def log_softmax_bwd(r: Float[ArrayLike, "*batch k"], dr: Float[ArrayLike, "*batch k"]):
-    """(dz,): dr less its sum, shared out by probability."""
-    dz = dr - jnp.exp(r) * dr.sum(axis=-1, keepdims=True)  # (6.12)
+    """(dz,): dr, less its sum times the probabilities exp(r)."""
+    dz = dr - jnp.exp(r) * dr.sum(axis=-1, keepdims=True)  # (6.17)
     return (dz,)
 
 
@@ -104,7 +104,7 @@ def softmax_cross_entropy(
     *,
     label_smoothing: float | int = 0.0,
 ) -> Float[ArrayLike, "*batch"]:
-    """l = -sum_i t_i log softmax(z)_i, (6.13): logits z (*batch, k), labels y (*batch) -> l.
+    """l = -sum_i t_i log softmax(z)_i, (6.19): logits z (*batch, k), labels y (*batch) -> l.
 
     The target t is (1 - label_smoothing) e_y + label_smoothing / k (Szegedy et al. 2016, sec. 7).
     A label out of range gives NaN.
@@ -129,9 +129,9 @@ def softmax_cross_entropy_bwd(
     *,
     label_smoothing=0.0,
 ):
-    """(dz, None): what the network says less what it should say."""
+    """(dz, None): what the network says minus what it should have said."""
     o, y = residuals
-    dz = (o - _target(y, o, label_smoothing)) * dl[..., None]  # (6.14)
+    dz = (o - _target(y, o, label_smoothing)) * dl[..., None]  # (6.20)
     return dz, None
 
 
