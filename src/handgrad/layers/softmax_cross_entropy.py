@@ -12,8 +12,8 @@ from jaxtyping import Float, Integer
 
 def softmax(z: Float[ArrayLike, "*batch k"]) -> Float[ArrayLike, "*batch k"]:
     """o_i = exp(z_i) / sum_j exp(z_j), (6.1): logits z (*batch, k) -> probabilities o."""
-    e = jnp.exp(z - _largest(z))
-    return e / e.sum(axis=-1, keepdims=True)
+    w = jnp.exp(z - _largest(z))
+    return w / w.sum(axis=-1, keepdims=True)
 
 
 def softmax_fwd(z):
@@ -23,7 +23,7 @@ def softmax_fwd(z):
 
 
 def softmax_bwd(o: Float[ArrayLike, "*batch k"], do: Float[ArrayLike, "*batch k"]):
-    """(dz,): subtract from do its mean under o, multiply by o; no k x k Jacobian is built."""
+    """(dz,): do minus its mean under o, times o. No k x k Jacobian is built."""
     dz = o * (do - (o * do).sum(axis=-1, keepdims=True))  # (6.9)
     return (dz,)
 
@@ -44,7 +44,7 @@ def logsumexp_bwd(
     residuals: tuple[Float[ArrayLike, "*batch k"], Float[ArrayLike, "*batch"]],
     ds: Float[ArrayLike, "*batch"],
 ):
-    """(dz,): the gradient is softmax, exp(z - s); for large z it has the digits that s has."""
+    """(dz,): the gradient is softmax, exp(z - s), to the digits that s has."""
     z, s = residuals
     dz = ds[..., None] * jnp.exp(z - s[..., None])  # (6.14)
     return (dz,)
