@@ -1,6 +1,8 @@
-"""Plant every classic mistake in every layer where it makes sense, and see what the checker says.
+"""Plant mistakes, and see what the checker says of them.
 
-python tests/confusion.py prints the table: how often each mistake was planted, and how often named.
+python tests/confusion.py prints two tables. In the first every mistake that the checker implements
+is planted in every layer where it makes sense: how often it was planted, and how often named. In
+the second are mistakes from bug reports and students' work, in layers that the checker never saw.
 """
 
 from collections import defaultdict
@@ -13,7 +15,7 @@ import numpy as np
 from handgrad.catalog import ROWS
 from handgrad.check.arrays import argument_names, float_arguments, once, put
 from handgrad.check.compare import Judge, compare_leaf, noise
-from handgrad.check.rule import suspects_of
+from handgrad.check.rule import prove, suspects_of
 
 SEEDS = range(2)
 
@@ -76,6 +78,14 @@ def gate_bwd(x, dz):
     return (dz * t + dz * x * (1 - t**2),)
 
 
+def form(S):
+    return S @ S
+
+
+def form_bwd(S, dz):
+    return (dz @ S.T + S.T @ dz,)
+
+
 def rows(table, ids):
     return table[ids]
 
@@ -107,6 +117,10 @@ EXTRA = [
     Layer(
         *("gate", gate, lambda x: (gate(x), x), gate_bwd),
         lambda rng: [((rng.normal(size=s),), {}) for s in ((6,), (3, 4))],
+    ),
+    Layer(
+        *("form", form, lambda S: (form(S), S), form_bwd),
+        lambda rng: [((rng.normal(size=(4, 4)),), {})],
     ),
     Layer(
         *("rows", rows, lambda table, ids: (table[ids], (table, ids)), rows_bwd),
@@ -216,8 +230,9 @@ def swapped(d):
 
 
 def by_columns(d):
-    """The same entries, read by rows and laid by columns."""
-    return d.reshape(-1, order="F").reshape(d.shape) if d.ndim > 1 and 1 not in d.shape else None
+    """The same entries, read by rows and laid by columns, where that is more than a transpose."""
+    plain = d.ndim < 2 or 1 in d.shape or (d.ndim == 2 and d.shape[0] == d.shape[1])
+    return None if plain else d.reshape(-1, order="F").reshape(d.shape)
 
 
 def then(change, factor):
@@ -384,6 +399,13 @@ def label_off_by_one(case):
     yield from case.rule(residuals=residuals).items()
 
 
+@plants("symmetric", "form")
+def entries_of_a_symmetric_matrix_counted_together(case):
+    diagonal = np.diag(np.diag(case.true["S"]))
+    yield "S", 2 * case.true["S"] - diagonal
+    yield "S", (case.true["S"] + diagonal) / 2
+
+
 @plants("output", "tanh")
 def tanh_slope_at_the_output(case):
     yield "x", np.asarray(case.dz * (1 - np.tanh(case.z) ** 2))
@@ -450,26 +472,174 @@ def named(mistake, names):
     return set(mistake.split("+")) <= set(names)
 
 
+EASY = {"factor", "sign", "shape", "float32", "NaN", "inf"}  # told from the hand's array alone
+
+
+def easy(mistake):
+    """Whether a planted mistake is no more than a factor, a sign, a shape, a cast, a NaN or inf."""
+    return set(mistake.split("+")) <= EASY
+
+
 def text(table):
-    """The confusion table as lines of text."""
+    """The confusion table as lines of text: the hard ones first, the easy ones apart."""
     lines = [f"{'planted':24}{'times':>6}{'named':>9}{'alone':>9}   otherwise"]
-    everything = defaultdict(int)
-    for mistake, answers in sorted(table.items()):
-        for names, n in answers.items():
-            alone = set(mistake.split("+")) == set(names)
-            everything[alone, named(mistake, names)] += n
-        missed = {names: n for names, n in answers.items() if not named(mistake, names)}
-        rest = ", ".join(f"{n} {'+'.join(names) or 'unknown'}" for names, n in missed.items())
-        times = sum(answers.values())
-        alone = sum(n for a, n in answers.items() if set(mistake.split("+")) == set(a))
-        shares = f"{1 - sum(missed.values()) / times:9.1%}{alone / times:9.1%}"
-        lines.append(f"{mistake:24}{times:6}{shares}   {rest}".rstrip())
-    times = sum(everything.values())
-    right = times - everything[False, False]
-    alone = everything[True, True]
-    return "\n".join([*lines, f"{'all':24}{times:6}{right / times:9.1%}{alone / times:9.1%}"])
+    for apart, title in ((False, "all of these"), (True, "all of these easy ones")):
+        mistakes = sorted(m for m in table if easy(m) == apart)
+        lines += [_line(m, m, table[m].items()) for m in mistakes]
+        together = [(m, item) for m in mistakes for item in table[m].items()]
+        counts = [sum(n for m, (names, n) in together if fits(m, names)) for fits in (named, alone)]
+        times = sum(n for _, (_, n) in together)
+        lines += [_shares(title, times, *counts), ""]
+    return "\n".join(lines[:-1])
+
+
+def alone(mistake, names):
+    """Whether the parts of a planted mistake are all that was named."""
+    return set(mistake.split("+")) == set(names)
+
+
+def _line(title, mistake, answers):
+    missed = {names: n for names, n in answers if not named(mistake, names)}
+    rest = ", ".join(f"{n} {'+'.join(names) or 'unknown'}" for names, n in missed.items())
+    counts = [sum(n for names, n in answers if fits(mistake, names)) for fits in (named, alone)]
+    return f"{_shares(title, sum(n for _, n in answers), *counts)}   {rest}".rstrip()
+
+
+def _shares(title, times, *counts):
+    return f"{title:24}{times:6}" + "".join(f"{n / times:9.1%}" for n in counts)
+
+
+class Unseen(NamedTuple):
+    """A mistake that was not written down from the checker's list, in a layer of its own.
+
+    bwd(args, dz) makes it; fits holds those of the checker's names that would describe it.
+    """
+
+    what: str
+    f: object
+    bwd: object
+    args: tuple
+    fits: tuple = ()
+
+
+def unseen():
+    """Mistakes that bug reports and students' work are full of."""
+    draw = np.random.default_rng(11).normal
+    x, W, A = draw(size=(3, 5)), draw(size=(4, 5)), draw(size=(4, 4)) + 3 * np.eye(4)
+
+    def scores(q, k):
+        return jax.nn.softmax(q @ k.T / np.sqrt(q.shape[-1]))
+
+    def exchanged(args, dz):
+        return jax.vjp(scores, *args)[1](dz)[::-1]
+
+    def silu(x):
+        return x * jax.nn.sigmoid(x)
+
+    def gate_alone(args, dz):
+        return (dz * jax.nn.sigmoid(args[0]),)
+
+    def gelu(x):
+        return jax.nn.gelu(x, approximate=False)
+
+    def of_tanh_form(args, dz):
+        return jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), *args)[1](dz)
+
+    def without_gamma(args, dz):
+        x, gamma, beta = args
+        _, dgamma, dbeta = jax.vjp(norm, x, gamma, beta)[1](dz)
+        return jax.vjp(norm, x, jnp.ones_like(gamma), beta)[1](dz)[0], dgamma, dbeta
+
+    def recurrent(x, R):
+        step = lambda h, x_t: (jnp.tanh(R @ h + x_t),) * 2  # noqa: E731
+        return jax.lax.scan(step, jnp.zeros_like(x[0]), x)[1]
+
+    def future_dropped(args, dz):
+        h = recurrent(*args)
+        da = dz * (1 - h**2)
+        return da, da[1:].T @ h[:-1]
+
+    def slope_forgotten(args, dz):
+        h, R = recurrent(*args), args[1]
+        da, above = [], jnp.zeros_like(dz[0])
+        for dh in dz[::-1]:
+            da.insert(0, dh + above)
+            above = R.T @ da[0]
+        return jnp.stack(da), jnp.stack(da)[1:].T @ h[:-1]
+
+    def untransposed(args, dz):
+        B = inverse(*args)
+        return (-B @ dz @ B,)
+
+    def quadratic(x, A):
+        return ((x @ A) * x).sum(axis=-1)
+
+    def as_if_symmetric(args, dz):
+        x, A = args
+        return 2 * dz[:, None] * (x @ A), (dz[:, None] * x).T @ x
+
+    def unit(x):
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def without_projection(args, dz):
+        return (dz / jnp.linalg.norm(args[0], axis=-1, keepdims=True),)
+
+    def dropped(x, keep):
+        return jnp.where(keep, x / 0.7, 0.0)
+
+    def mask_forgotten(args, dz):
+        return dz / 0.7, None
+
+    def log_loss(z, y):
+        return -jnp.where(y, jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z))
+
+    def slope_once_more(args, dl):
+        z, y = args
+        p = jax.nn.sigmoid(z)
+        return dl * (p - y) * p * (1 - p), None
+
+    def decayed(x, W):
+        return ((x @ W.T) ** 2).sum(axis=-1) + 0.1 * (W**2).sum()
+
+    def decay_forgotten(args, dl):
+        x, W = args
+        dz = 2 * (x @ W.T) * dl[:, None]
+        return dz @ W, dz.T @ x
+
+    gamma, beta = 1 + np.abs(draw(size=5)), draw(size=5)
+    steps, R = draw(size=(6, 4)), draw(size=(4, 4)) / 2
+    rows, inverse, apart = draw(size=(3, 4)), jnp.linalg.inv, ("branch", "diagonal")
+    keep, y = draw(size=(3, 5)) > -0.5, draw(size=(3, 5)) > 0
+    return [
+        Unseen("attention's dq and dk exchanged", scores, exchanged, (x, draw(size=(3, 5)))),
+        Unseen("silu: sigmoid's path left out", silu, gate_alone, (x,), ("branch",)),
+        Unseen("gelu: the slope of its tanh form", gelu, of_tanh_form, (x,)),
+        Unseen("layer norm: gamma forgotten in dx", norm, without_gamma, (x, gamma, beta)),
+        Unseen("recurrent: the future's dh dropped", recurrent, future_dropped, (steps, R), apart),
+        Unseen("recurrent: tanh's slope forgotten", recurrent, slope_forgotten, (steps, R)),
+        Unseen("inverse: factors not transposed", inverse, untransposed, (A,), ("transposed",)),
+        Unseen("quadratic form: A taken as symmetric", quadratic, as_if_symmetric, (rows, A)),
+        Unseen("unit length: projection forgotten", unit, without_projection, (x,), ("branch",)),
+        Unseen("dropout: the mask forgotten", dropped, mask_forgotten, (x, keep), ("masked",)),
+        Unseen("log loss: sigmoid's slope once more", log_loss, slope_once_more, (x, y)),
+        Unseen("weight decay forgotten", decayed, decay_forgotten, (x, W), ("branch",)),
+    ]
+
+
+def of_unseen():
+    """What was said of each unseen mistake, as lines of text, and a count."""
+    lines, counts = [f"{'mistake':38}said"], defaultdict(int)
+    for what, f, bwd, args, fits in unseen():
+        verdicts = prove(f, lambda *args, f=f: (f(*args), args), bwd, [args])
+        names = dict.fromkeys(n for v in verdicts if not v.right for n in v.mistakes)
+        assert not all(v.right for v in verdicts), what
+        kind = "unknown" if not names else "named" if set(fits) & set(names) else "misnamed"
+        counts[kind] += 1
+        lines.append(f"{what:38}{kind}{': ' if names else ''}{', '.join(names)}")
+    kinds = ("named", "unknown", "misnamed")
+    return "\n".join([*lines, ", ".join(f"{counts[kind]} {kind}" for kind in kinds)])
 
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    print(text(confusion(cases())))
+    print(text(confusion(cases())), of_unseen(), sep="\n\n")

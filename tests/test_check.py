@@ -247,6 +247,15 @@ def test_what_was_done_to_a_norm_s_paths_is_said(of_mean, of_variance, said):
         check_rule(norm, norm_fwd, bwd, *args)
 
 
+@pytest.mark.parametrize(("factor", "said"), [(2, "doubled"), (1 / 2, "halved")])
+def test_entries_of_a_symmetric_matrix_that_were_counted_together_are_recognised(factor, said):
+    draw = np.random.default_rng(9).normal
+    a, S = draw(size=4), draw(size=(4, 4))
+    hand = np.outer(a, a) * np.where(np.eye(4) == 1, 1, factor)
+    with pytest.raises(GradientMismatch, match=f"the off-diagonal entries are {said}: each entry"):
+        check_gradient(hand, lambda S: a @ S @ a, S + S.T)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_rule_in_numpy_is_judged_as_one_in_jax(sign):
     def fwd(x):

@@ -7,7 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "08_checking.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "32_checker.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def test_unrelated_errors_are_admitted_to_be_unknown(cases):
 
 
 def test_the_notebook_holds_the_figures_of_the_script(cases, table):
-    (told,) = (
-        c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if "```text" in c.source
-    )
-    assert confusion.text(table) in told
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    planted, unseen = (cell.source for cell in cells if "```text" in cell.source)
+    assert confusion.text(table) in planted
     rng = np.random.default_rng(0)
     errors = sum(len(list(confusion.random_errors(case, rng))) for case in cases)
-    assert f"{errors} unrelated random errors" in " ".join(told.split())
+    assert f"{errors} unrelated random errors" in " ".join(planted.split())
+    assert confusion.of_unseen() in unseen

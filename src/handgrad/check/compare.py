@@ -1,4 +1,4 @@
-"""Judge an array against the true one.    Derivation: notebooks/08_checking.ipynb"""
+"""Judge an array against the true one.    Derivation: notebooks/32_checker.ipynb"""
 
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,7 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-
 class Judge(NamedTuple):
     """What the comparison of one gradient needs besides the two arrays.
 
-    noise is the floor (8.8); agree what to say of a right one; evidence(leaf) what is known of a
+    noise is the floor (32.5); agree what to say of a right one; evidence(leaf) what is known of a
     wrong one, as keywords of Evidence; born(which) the operation that made a NaN or an infinity,
     in "hand" or in "JAX"; rounding(leaf) how far roundings move the true one, by measurement.
     """
@@ -108,7 +108,7 @@ def right(*operands):
 
 
 def noise(value, arg):
-    """The slope by which all entries together explain some roundings of the loss, (8.8)."""
+    """The slope by which all entries together explain some roundings of the loss, (32.5)."""
     value, arg = (list(map(np.asarray, filter(is_float, tree_leaves(a)))) for a in (value, arg))
     eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in (*value, *arg)), default=0.0)
     entries = max(sum(leaf.size for leaf in arg), 1)
@@ -153,7 +153,7 @@ _OPERATIONS = {
 def _measured(judge, leaf):
     try:
         return judge.rounding(leaf)
-    except Exception:  # a program that cannot be run once more is judged by (8.8) alone
+    except Exception:  # a program that cannot be run once more is judged by (32.5) alone
         return 0.0
 
 

@@ -2,7 +2,7 @@
 
 All read the jaxpr, the list of primitive operations that JAX traces a function to.
 
-Derivation: notebooks/08_checking.ipynb
+Derivation: notebooks/32_checker.ipynb
 """
 
 import itertools

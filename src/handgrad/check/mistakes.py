@@ -1,8 +1,8 @@
-"""Name the mistake in a wrong gradient.    Explained in notebooks/08_checking.ipynb
+"""Name the mistake in a wrong gradient.    Explained in notebooks/32_checker.ipynb
 
-A classic mistake turns the right gradient into another, predictable array. So each hypothesis here
-computes that array, and where the hand has computed the same, to the digits of its dtype, the
-mistake has a name. Nothing here looks at how the gradient was written.
+A classic mistake turns the right gradient into another, predictable array, (32.7). So each
+hypothesis here computes that array, and where the hand has computed the same, to the digits of its
+dtype, the mistake has a name. Nothing here looks at how the gradient was written.
 """
 
 import itertools
@@ -59,7 +59,10 @@ def diagnose(name, hand, true, evidence):
         return (), ""
     fits = []
     for alternative in itertools.chain(
-        [Alternative((), true)], _of_a_norm(hand, true, evidence), evidence.alternatives()
+        [Alternative((), true)],
+        _of_a_symmetric_matrix(true),
+        _of_a_norm(hand, true, evidence),
+        evidence.alternatives(),
     ):
         if alternative.mistakes and evidence.close(alternative.value, true):
             continue  # made here, it would change nothing
@@ -122,7 +125,7 @@ def _named(c, counts):
         if n > 1 and abs(size - n) <= 1e-6 * n:
             reasons.append(f"the 1/N of a mean is missing, N = {n}")
         if n > 1 and abs(size - 1 / n) <= 1e-6 / n:
-            reasons.append(f"1/N stands once too often, as of a mean taken twice, N = {n}")
+            reasons.append(f"the mean over N = {n} was taken twice")
         if n > 2 and abs(size - n / (n - 1)) <= 1e-6:
             reasons.append(f"n - 1 stands for n = {n} (Bessel's correction)")
     number = f"1/{1 / size:.4g}" if reasons and size < 1 else f"{size:.4g}"
@@ -237,6 +240,16 @@ def _shifted_label(error, wrong):
         return False
     left, right = rows[here], rows[here[0], first + 1]
     return bool((np.sign(left) != np.sign(right)).all())
+
+
+def _of_a_symmetric_matrix(true):
+    # Entries (i, j) and (j, i) taken for one number, which moves both of them.
+    if true.ndim > 1 and true.shape[-1] == true.shape[-2]:
+        off = ~np.eye(true.shape[-1], dtype=bool)
+        for factor, done in ((2.0, "doubled"), (0.5, "halved")):
+            words = f"the off-diagonal entries are {done}: "
+            words += "each entry of a symmetric matrix counts once, by itself"
+            yield Alternative((Mistake("symmetric", words),), np.where(off, factor * true, true))
 
 
 def _of_a_norm(hand, true, evidence):

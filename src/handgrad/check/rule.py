@@ -1,4 +1,7 @@
-"""Prove a layer's rule against three oracles.    Derivation: notebooks/08_checking.ipynb"""
+"""Prove a layer's rule against three oracles.
+
+Derivation: notebooks/08_checking.ipynb, and notebooks/32_checker.ipynb for the differences.
+"""
 
 from functools import cache, partial
 from typing import NamedTuple
@@ -135,8 +138,8 @@ class _Truth(NamedTuple):
 
     value: object
     reverse: list  # the cotangents
-    forward: list  # <dz, Df h>, (8.3)
-    differences: list  # the same by (8.6)
+    forward: list  # <dz, Df h>, (8.1)
+    differences: list  # the same by (32.3)
     doubts: list  # how far that may be off
     scale: float
     rounding: float
@@ -169,7 +172,7 @@ def _oracles(f, hyper, which, dz, precise, directions):
     ends = jax.lax.map(lambda at: along(*at), (steps.ravel(), jnp.repeat(chosen, 4, axis=0)))
     ends = ends.reshape(steps.shape)
     wide, narrow = ((ends[:, i] - ends[:, i + 1]) / (2 * steps[:, i]) for i in (0, 2))
-    # what extrapolation took away bounds what it left; a rounding of f weighs 1 / step
+    # what extrapolation took away is an estimate of what it left; a rounding of f weighs 1 / step
     doubts = jnp.abs(narrow - wide) + rounding / steps[:, 2]
     return _Truth(z, reverse, forward, (4 * narrow - wide) / 3, doubts, scale, rounding)
 

@@ -1,6 +1,6 @@
 """Judge each step of a derivation given the steps before it.
 
-Derivation: notebooks/08_checking.ipynb
+Derivation: notebooks/32_checker.ipynb
 """
 
 import inspect
@@ -36,7 +36,7 @@ def tap(name, value):
 
 
 def check_steps(loss, /, *, at, **steps):
-    """Judge each step of a derivation given the steps before it, (8.9).
+    """Judge each step of a derivation given the steps before it, (32.6).
 
     loss(*at) is a scalar function whose intermediates are marked with tap. Each step is named d + a
     tap's name or d + the name of one of loss's arguments. On the way back every tap hands on the

@@ -3,7 +3,7 @@
 A variant runs on other operands: another upstream, another label, a value in another's place, a
 branch of a fan-out shut. All variants of a backward pass run in one compilation.
 
-Derivation: notebooks/08_checking.ipynb
+Derivation: notebooks/32_checker.ipynb
 """
 
 import itertools
@@ -35,7 +35,7 @@ class Operands(NamedTuple):
 def exchanged(value, at, tap):
     """The value of a tap plus its slot, which on the way back receives the cotangent that arrives.
 
-    The value's own producers receive the reader's cotangent in its place, where it is taken, (8.9).
+    The value's own producers receive the reader's cotangent instead, where it is taken, (32.6).
     """
     exchange = partial(_exchange, at.taken[tap])
     return jax.tree.map(exchange, value, at.slots[tap], at.own[tap])
