@@ -1,8 +1,12 @@
 """Activations, applied element by element.    Derivation: notebooks/05_activations.ipynb
 
-Every Jacobian here is diagonal, so a rule is one line: the slope, by which (5.3) multiplies the
-cotangent, entry by entry. Where the slope follows from the output, the rule keeps nothing else:
-the next layer keeps that array anyway.
+Every Jacobian here is diagonal, so one theorem serves all, (5.3): the cotangent times the slope,
+entry by entry. An activation is its plain function, and one line that says what its slope is.
+
+from_output keeps the output and nothing else, which the next layer keeps anyway. On an interval
+that is possible for a monotone f and for no other, (5.13); from_input keeps the input. An output
+near the end of its range has lost digits, and a slope that is read off it loses them too, (5.14).
+Where this matters stands beside each function.
 """
 
 import inspect
@@ -14,41 +18,45 @@ from jaxtyping import Float
 
 
 def from_input(f, slope):
-    """(f_fwd, f_bwd) of an element-wise f(x, **hyper) with that slope(x, **hyper); keeps x."""
+    """(f_fwd, f_bwd) of an element-wise f; keeps x, its input, for slope(x, **hyper)."""
 
-    def forward(x, **hyper):
+    def f_fwd(x, **hyper):
         return f(x, **hyper), x
 
-    return _rule(f, slope, forward)
+    return _rule(f, f_fwd, slope)
 
 
 def from_output(f, slope):
-    """(f_fwd, f_bwd) of an element-wise f whose slope(a, **hyper) follows from its output a."""
+    """(f_fwd, f_bwd) of an element-wise f; keeps a, its output, for slope(a, **hyper)."""
 
-    def forward(x, **hyper):
+    def f_fwd(x, **hyper):
         a = f(x, **hyper)
         return a, a
 
-    return _rule(f, slope, forward)
+    return _rule(f, f_fwd, slope)
 
 
-def _rule(f, slope, forward):
-    # the theorem on element-wise functions, once for all of them
+def _rule(f, f_fwd, slope):
+    # The theorem, once for all of them. A hyperparameter's default is f's.
     parameters = inspect.signature(f).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    def backward(kept: Float[ArrayLike, "*shape"], da: Float[ArrayLike, "*shape"], **hyper):
+    def f_bwd(kept: Float[ArrayLike, "*shape"], da: Float[ArrayLike, "*shape"], **hyper):
         """(dx,): the cotangent times the slope, entry by entry."""
-        return (da * slope(kept, **defaults | hyper),)  # (5.3)
+        dx = da * slope(kept, **defaults | hyper)  # (5.3)
+        return (dx,)
 
-    for rule, suffix in ((forward, "_fwd"), (backward, "_bwd")):
+    for rule, suffix in ((f_fwd, "_fwd"), (f_bwd, "_bwd")):
         rule.__name__ = rule.__qualname__ = f.__name__ + suffix
         rule.__module__ = f.__module__
-    return forward, backward
+    return f_fwd, f_bwd
 
 
 def relu(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
-    """a = x where x > 0, else 0, (5.4). At 0 the slope is taken to be 0; NaN stays NaN."""
+    """a = x where x > 0, else 0, (5.4). At 0 the slope is taken to be 0; NaN stays NaN.
+
+    Nothing is rounded, so its rule is exact in every dtype.
+    """
     return jnp.where(x <= 0, 0, x)
 
 
@@ -56,7 +64,11 @@ relu_fwd, relu_bwd = from_output(relu, lambda a: a > 0)  # (5.5)
 
 
 def sigmoid(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
-    """a = 1 / (1 + exp(-x)), (5.6), computed so that exp never overflows."""
+    """a = 1 / (1 + exp(-x)), (5.6), computed so that exp never overflows.
+
+    The slope that the rule reads off a loses digits as a nears 1: it is 10 % off from x = 35 on in
+    float64, 15 in float32, 4 in bfloat16, and 0 from 37, 17, 6 on. Negative x lose nothing.
+    """
     return jax.nn.sigmoid(x)
 
 
@@ -64,7 +76,11 @@ sigmoid_fwd, sigmoid_bwd = from_output(sigmoid, lambda a: a * (1 - a))  # (5.7)
 
 
 def tanh(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
-    """a = (exp(x) - exp(-x)) / (exp(x) + exp(-x)), (5.8)."""
+    """a = (exp(x) - exp(-x)) / (exp(x) + exp(-x)), (5.8).
+
+    The slope that the rule reads off a loses digits as |a| nears 1: it is 10 % off from |x| = 17 on
+    in float64, 8 in float32, 2 in bfloat16, and 0 from 20, 8, 4 on.
+    """
     return jnp.tanh(x)
 
 

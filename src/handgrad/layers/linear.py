@@ -25,7 +25,7 @@ def linear_bwd(
     residuals: tuple[Float[ArrayLike, "*batch d"], Float[ArrayLike, "h d"]],
     dz: Float[ArrayLike, "*batch h"],
 ):
-    """(dx, dW, db) from dz (*batch, h). Parameters serve every example: cotangents sum."""
+    """(dx, dW, db) from dz (*batch, h). All examples read W and b: cotangents add up."""
     x, W = residuals
     x_rows, dz_rows = x.reshape(-1, x.shape[-1]), dz.reshape(-1, dz.shape[-1])
     dx = dz @ W  # (4.9)
