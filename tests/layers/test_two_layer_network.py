@@ -58,28 +58,26 @@ RIGHT = {
     ],
     "7.3": [
         """
-        N = len(x)
-        dz3 = np.asarray(hg.softmax(z3)) - np.eye(z3.shape[1])[y]
-        dz3 = dz3 / N
-        dW3, db3, da2 = dz3.T @ a2, dz3.sum(0), dz3 @ W3
-        dz2 = da2 * (1 - np.asarray(a2) ** 2)
-        dW2, db2, da1 = dz2.T @ a1, dz2.sum(0), dz2 @ W2
-        dz1 = da1 * (1 - np.asarray(a1) ** 2)
-        dW1, db1 = np.einsum("nh,nd->hd", dz1, x), dz1.sum(0)
-        return {
-            name: value for name, value in locals().items() if name[0] == "d" and len(name) == 3
-        }
+        dz_out = np.asarray(hg.softmax(z_out)) - np.eye(z_out.shape[1])[y]
+        dz_out = dz_out / x.shape[0]
+        dW_out, db_out, da_mid = dz_out.T @ a_mid, dz_out.sum(0), dz_out @ W_out
+        dz_mid = da_mid * (1 - np.asarray(a_mid) ** 2)
+        dW_mid, db_mid, da_in = dz_mid.T @ a_in, dz_mid.sum(0), dz_mid @ W_mid
+        dz_in = da_in * (1 - np.asarray(a_in) ** 2)
+        dW_in, db_in = np.einsum("nh,nd->hd", dz_in, x), dz_in.sum(0)
+        return {name: value for name, value in locals().items() if name[0] == "d" and name[2] == "_"}
         """,
         """
-        value, pull = jnp.tanh, lambda a, da: da - a * a * da
-        dz3 = hg.softmax_cross_entropy_bwd(kept6, jnp.ones(len(x)) / len(x))[0]
-        da2, dW3, db3 = hg.linear_bwd((a2, W3), dz3)
-        dz2 = pull(a2, da2)
-        da1, dW2, db2 = hg.linear_bwd((a1, W2), dz2)
-        dz1 = pull(a1, da1)
-        dx, dW1, db1 = hg.linear_bwd((x, W1), dz1)
-        return dict(dz1=dz1, dW1=dW1, db1=db1, da1=da1, dz2=dz2, dW2=dW2, db2=db2,
-                    da2=da2, dz3=dz3, dW3=dW3, db3=db3, dx=dx)
+        l, kept = hg.softmax_cross_entropy_fwd(z_out, y)
+        steps = {"dz_out": hg.softmax_cross_entropy_bwd(kept, jnp.ones(len(x)) / len(x))[0]}
+        layers = ("out", a_mid, W_out), ("mid", a_in, W_mid), ("in", x, W_in)
+        back = steps["dz_out"]
+        for (layer, before, W), behind in zip(layers, ("mid", "in", "x")):
+            back, steps["dW_" + layer], steps["db_" + layer] = hg.linear_bwd((before, W), back)
+            if behind != "x":
+                steps["da_" + behind] = back
+                back = steps["dz_" + behind] = back - before * before * back
+        return steps
         """,
     ],
     "7.4": [
@@ -113,16 +111,18 @@ RIGHT = {
 }
 
 DEEP = """
-    dz3, _ = hg.softmax_cross_entropy_bwd(kept6, jnp.full(l.shape, {dl}))
-    da2, dW3, db3 = hg.linear_bwd(kept5, dz3)
-    (dz2,) = hg.tanh_bwd({second}, da2)
-    da1, dW2, db2 = hg.linear_bwd(kept3, dz2)
-    (dz1,) = hg.tanh_bwd({first}, da1)
-    _, dW1, db1 = hg.linear_bwd(kept1, dz1)
-    steps = dict(dz3=dz3, dW3=dW3, db3=db3, da2=da2, dz2=dz2, dW2=dW2, db2=db2)
-    return steps | dict(da1=da1, dz1=dz1, dW1=dW1, db1=db1)
+    dz_out = (hg.softmax(z_out) - jnp.eye(3)[y]) / {N}
+    da_mid, dW_out, db_out = hg.linear_bwd((a_mid, W_out), dz_out)
+    (dz_mid,) = hg.tanh_bwd({mid}, da_mid)
+    da_in, dW_mid, db_mid = hg.linear_bwd((a_in, W_mid), dz_mid)
+    (dz_in,) = hg.tanh_bwd({first}, da_in)
+    _, dW_in, db_in = hg.linear_bwd((x, W_in), dz_in)
+    return dict(
+        dz_out=dz_out, dW_out=dW_out, db_out=db_out, da_mid=da_mid, dz_mid=dz_mid, dW_mid=dW_mid,
+        db_mid=db_mid, da_in=da_in, dz_in=dz_in, dW_in=dW_in, db_in=db_in,
+    )
 """
-MENDED = {"dl": "1 / l.size", "first": "kept2", "second": "kept4"}
+MENDED = {"N": "len(x)", "first": "a_in", "mid": "a_mid"}
 
 WORST = """
     z1, a1, z2, o, l = network(x, W1, b1, W2, b2, y)
@@ -164,10 +164,12 @@ WRONG = {
         WORST.format(dz1="dz1", image="eps * dx / jnp.linalg.norm(dx)"),
     ],
     "7.3": [
-        DEEP.format(**MENDED | {"first": "kept4", "second": "kept2"}),  # as it was found
-        DEEP.format(**MENDED | {"first": "kept4"}),
-        DEEP.format(**MENDED | {"dl": "1.0"}),
-        "return deep_steps_as_found(x, W1, b1, W2, b2, W3, b3, y)",
+        # as it was found, twice; half mended; at the input; without the mean; nothing
+        DEEP.format(**MENDED | {"first": "a_mid", "mid": "a_in"}),
+        "return deep_steps_as_found(x, W_in, b_in, W_mid, b_mid, W_out, b_out, y)",
+        DEEP.format(**MENDED | {"first": "a_mid"}),
+        DEEP.format(**MENDED | {"mid": "z_mid"}),
+        DEEP.format(**MENDED | {"N": "1"}),
         "return {}",
     ],
     "7.4": [
