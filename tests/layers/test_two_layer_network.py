@@ -65,7 +65,7 @@ RIGHT = {
         dW_mid, db_mid, da_in = dz_mid.T @ a_in, dz_mid.sum(0), dz_mid @ W_mid
         dz_in = da_in * (1 - np.asarray(a_in) ** 2)
         dW_in, db_in = np.einsum("nh,nd->hd", dz_in, x), dz_in.sum(0)
-        return {name: value for name, value in locals().items() if name[0] == "d" and name[2] == "_"}
+        return {name: v for name, v in locals().items() if name[0] == "d" and name[2] == "_"}
         """,
         """
         l, kept = hg.softmax_cross_entropy_fwd(z_out, y)
