@@ -118,45 +118,50 @@ def collection_map(ax):
 
 
 def execution_trace(ax, forward, parameters=()):
-    """Draw the execution trace of a straight-line forward pass, read from its source.
+    """Draw the execution trace of a forward pass, read from its source.
 
-    Every statement is `value = function(arguments)`. The chain runs from left to right; what else a
-    function takes, parameters in green, hangs below its value. Dashed orange arrows carry the
-    cotangents back.
+    Every statement is `value = expression`; a tap around the expression is left out. A value stands
+    as far to the right as it takes steps to reach it, and what else its expression takes hangs off
+    it, parameters in green. Dashed orange arrows carry the cotangents back; where several arrive
+    at one value, they meet in a plus.
 
     Raises:
         ValueError: a statement is not of that form.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
     inputs = [argument.arg for argument in tree.args.args]
-    place, edges, chain = {}, [], []
+    column, takes, labels = {}, {}, {}
     for statement in tree.body:
         if isinstance(statement, ast.Return) or isinstance(
             getattr(statement, "value", 0), ast.Constant
         ):
             continue
-        if not (
-            isinstance(statement, ast.Assign)
-            and isinstance(statement.targets[0], ast.Name)
-            and isinstance(statement.value, ast.Call)
-            and statement.value.args
-            and all(isinstance(argument, ast.Name) for argument in statement.value.args)
-        ):
+        named = isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        value, taken = (statement.targets[0].id, statement.value) if named else ("", statement)
+        if isinstance(taken, ast.Call) and ast.unparse(taken.func).split(".")[-1] == "tap":
+            taken = taken.args[1]
+        names = [node.id for node in ast.walk(taken) if isinstance(node, ast.Name)]
+        takes[value] = [n for n in dict.fromkeys(names) if n in inputs or n in column]
+        first = [n for n in takes[value] if n not in parameters][:1]
+        column = column or dict.fromkeys(first, 0)
+        before = [column[n] for n in takes[value] if n in column]
+        if not named or not before:
             raise ValueError(
                 f"forward: expected value = function(...); got {ast.unparse(statement)}"
             )
-        value, call = statement.targets[0].id, statement.value
-        sources = [argument.id for argument in call.args]
-        if not chain:
-            chain.append(sources[0])
-            place[sources[0]] = (0.0, 0.0)
-        chain.append(value)
-        place[value] = (1.7 * (len(chain) - 1), 0.0)
-        hanging = [source for source in sources if source not in place]
+        column[value] = 1 + max(before)
+        plain = isinstance(taken, ast.Call) and all(isinstance(a, ast.Name) for a in taken.args)
+        label = re.sub(r"\b[a-z]+\.", "", ast.unparse(taken.func if plain else taken))
+        labels[value] = label.replace(" ** 2", "\N{SUPERSCRIPT TWO}")
+    place = {}
+    for name, step in column.items():
+        beside = [n for n in column if column[n] == step]
+        x, y = 1.7 * step, 1.8 * ((len(beside) - 1) / 2 - beside.index(name))
+        place[name] = (x, y)
+        hanging = [source for source in takes.get(name, ()) if source not in column]
         for i, source in enumerate(hanging):
-            place[source] = (place[value][0] + 0.8 * (i - (len(hanging) - 1) / 2), -1.3)
-        function = ast.unparse(call.func).split(".")[-1]
-        edges += [(source, value, function) for source in sources]
+            off = 0.8 * (i - (len(hanging) - 1) / 2)
+            place[source] = (x + off, y + (1.3 if y > 0 else -1.3))
     circles = {}
     for name, (x, y) in place.items():
         color = PARAMETER if name in parameters else INPUT if name in inputs else "0.35"
@@ -165,17 +170,33 @@ def execution_trace(ax, forward, parameters=()):
         label = re.sub(r"^([A-Za-z]+)(\d+)$", r"$\1_\2$", name)
         label = label if label != name else f"${name}$"
         ax.text(x, y, label, ha="center", va="center", zorder=3)
-    for source, value, function in edges:
+    back = {"arrowstyle": "-|>", "color": COTANGENT, "ls": "--"}
+    meet, meeting = dict(place), dict(circles)
+    for name in column:
+        if sum(name in taken for taken in takes.values()) > 1:
+            meet[name] = (place[name][0] + 0.72, place[name][1])
+            meeting[name] = patches.Circle(meet[name], 0.16, fc="white", ec=COTANGENT, zorder=2)
+            ax.add_patch(meeting[name])
+            ax.text(*meet[name], "+", color=COTANGENT, ha="center", va="center", zorder=3)
+            ends = {"patchA": meeting[name], "patchB": circles[name]}
+            ax.annotate("", place[name], meet[name], arrowprops=back | ends)
+    for source, value in [(source, value) for value, taken in takes.items() for source in taken]:
         ends = {"patchA": circles[source], "patchB": circles[value]}
         forth = {"arrowstyle": "-|>", "color": "0.35", **ends}
         ax.annotate("", place[value], place[source], arrowprops=forth)
-        if place[source][1] == 0:
-            middle = (place[source][0] + place[value][0]) / 2
-            ax.text(middle, 0.1, function, ha="center", va="bottom", fontsize=6.5)
-        if source in parameters or place[source][1] == 0:
-            curve = f"arc3,rad={0.55 if place[source][1] == 0 else 0.35}"
-            back = {"arrowstyle": "-|>", "color": COTANGENT, "ls": "--", "connectionstyle": curve}
-            ends = {"patchA": circles[value], "patchB": circles[source]}
-            ax.annotate("", place[source], place[value], arrowprops=back | ends)
-    ax.set(xlim=(-0.5, 1.7 * (len(chain) - 1) + 0.5), ylim=(-1.7, 1.0), aspect="equal")
+        (x0, y0), (x1, y1) = place[source], place[value]
+        side, rise = (-1 if y0 + y1 < 0 else 1), abs(y1) - abs(y0)
+        if source in column and value in labels:
+            above = {"ha": "center" if not rise else "right" if rise > 0 else "left"}
+            above["va"] = "bottom" if side > 0 else "top"
+            at = ((x0 + x1) / 2, (y0 + y1) / 2 + 0.1 * side)
+            ax.text(*at, labels.pop(value), fontsize=6.5, **above)
+        if source in parameters or source in column:
+            bend = -0.35 if source not in column else -0.2 if rise else 0.55
+            curve = {"connectionstyle": f"arc3,rad={bend * side}"}
+            ends = {"patchA": circles[value], "patchB": meeting[source]}
+            ax.annotate("", meet[source], place[value], arrowprops=back | curve | ends)
+    low, high = (end(y for _, y in place.values()) for end in (min, max))
+    high = max(high + 0.4, 1.0 + max(place[name][1] for name in column))
+    ax.set(xlim=(-0.5, 1.7 * max(column.values()) + 0.5), ylim=(low - 0.4, high), aspect="equal")
     ax.axis("off")
