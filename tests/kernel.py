@@ -1,5 +1,6 @@
 """Run a notebook's cells in this process: no kernel to start, nothing to draw."""
 
+import linecache
 import re
 
 import matplotlib.pyplot as plt
@@ -26,7 +27,9 @@ class Kernel:
     def run(self, source):
         """Run a cell; returns the names of the gradients that it showed to be wrong."""
         self._blamed = set()
-        exec(compile(source, "cell", "exec"), self.names)
+        name = f"<cell {hash(source)}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # for inspect
+        exec(compile(source, name, "exec"), self.names)
         return self._blamed
 
     def saved(self):
