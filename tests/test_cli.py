@@ -1,12 +1,16 @@
 """The command: its output, its exit status, and what it refuses."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from handgrad import catalog, cli, linear_bwd, notebooks
+from handgrad.classroom import cheatsheet, lab
 
 
 def test_verify_prints_a_line_a_gradient_and_counts_them(capsys):
@@ -15,7 +19,7 @@ def test_verify_prints_a_line_a_gradient_and_counts_them(capsys):
     *lines, _, count, hint = printed.splitlines()
     assert [line.split()[:2] for line in lines] == [["linear", d] for d in ("dx", "dW", "db")]
     assert count.startswith("3 gradients of 1 rules proved")
-    assert "jupyter lab notebooks/00_contents.ipynb" in hint
+    assert hint == "Open the derivations with: handgrad lab"
     assert shown == "", "no progress bar in a pipe"
 
 
@@ -77,5 +81,102 @@ def test_a_missing_library_names_the_extra_that_has_it(tmp_path, monkeypatch, ca
     path = notebook(tmp_path, "print('a')")
     monkeypatch.setitem(sys.modules, "nbclient", None)
     assert cli.main(["accept", str(path)]) == 2
-    line = 'handgrad: nbclient is not installed: python -m pip install -e ".[test]"\n'
+    line = 'handgrad: nbclient is not installed: python -m pip install "handgrad[test]"\n'
     assert capsys.readouterr().err == line
+
+
+def test_interrupted_it_says_no_more(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "verify", interrupted)
+    assert cli.main([]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nobody_reads_on():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "handgrad", "--version"]
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_cheat_sheet_takes_the_place_of_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cheatsheet.cheatsheet, "__defaults__", ("a4", (), False))  # no layers
+    monkeypatch.setattr(cheatsheet, "_typeset", lambda texts: {})
+    monkeypatch.setattr(cheatsheet, "compiled", lambda *_: b"the sheet")
+    thesis = tmp_path / "thesis.pdf"
+    thesis.write_text("five years of work")
+    call = ["cheatsheet", "-o", str(thesis)]
+    assert cli.main(call) == 2
+    refusal = f"handgrad: not overwritten without --force: {thesis}\n"
+    assert capsys.readouterr() == ("", refusal)
+    assert thesis.read_text() == "five years of work"
+    assert cli.main([*call, "--force"]) == cli.main(call) == 0
+    assert thesis.read_text() == "the sheet"
+
+
+@pytest.fixture
+def jupyter(monkeypatch):
+    """What is executed in place of this process."""
+    executed = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: executed.append((path, *arguments)))
+    return executed
+
+
+def test_a_learner_s_second_visit_opens_what_she_has_written(tmp_path, jupyter, capsys):
+    folder = tmp_path / "mine"
+    contents, hers, gone = (
+        folder / f"{n}.ipynb" for n in ("00_contents", "03_chain_rule", "08_checking")
+    )
+    cli.main(["lab", str(folder)])
+    assert capsys.readouterr() == (f"{contents}\n", "")
+    original = hers.read_bytes()
+    names = {path.name for path in notebooks.FOLDER.glob("*.ipynb")}
+    assert {path.name for path in folder.glob("*.ipynb")} == names
+    hers.write_text("hers", "utf-8")
+    gone.unlink()
+    cli.main(["lab", str(folder)])
+    kept, opened = capsys.readouterr().out.splitlines()
+    assert kept.startswith("kept, though they differ") and kept.endswith("): 03_chain_rule.ipynb")
+    assert opened == str(contents)
+    assert hers.read_text("utf-8") == "hers" and gone.exists()
+    cli.main(["lab", str(folder), "--force"])
+    assert hers.read_bytes() == original
+    command = str(Path(sys.executable).with_name("jupyter"))
+    assert jupyter == [(command, command, "lab", str(contents))] * 3
+
+
+def test_what_a_copy_links_to_comes_along(tmp_path, monkeypatch):
+    project, folder = tmp_path / "project", tmp_path / "copy"
+    (project / "notebooks").mkdir(parents=True)
+    (project / "src").mkdir()
+    (project / "src" / "rule.py").write_text("dx = dz")
+    cell = nbformat.v4.new_markdown_cell("[a](01_b.ipynb), [b](../src/rule.py#L1), [c](../gone.py)")
+    written = nbformat.v4.new_notebook(cells=[cell])
+    nbformat.write(written, project / "notebooks" / "00_contents.ipynb")
+    monkeypatch.setattr(lab, "FOLDER", project / "notebooks")
+    assert lab.copy(folder) == lab.copy(folder) == []
+    (copied,) = nbformat.read(folder / "00_contents.ipynb", 4).cells
+    assert copied.source == "[a](01_b.ipynb), [b](src/rule.py#L1), [c](gone.py)"
+    assert (folder / "src" / "rule.py").read_text() == "dx = dz"
+    lab.copy(project / "notebooks", force=True)
+    assert nbformat.read(project / "notebooks" / "00_contents.ipynb", 4) == written
+    assert [path.name for path in (project / "notebooks").iterdir()] == ["00_contents.ipynb"]
+
+
+def test_without_jupyterlab_the_notebooks_are_there_and_it_says_what_to_install(
+    tmp_path, monkeypatch, capsys
+):
+    script = tmp_path / "jupyter"  # comes with every kernel
+    script.touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = 'handgrad: JupyterLab is not installed: python -m pip install "handgrad[lab]"\n'
+    for _ in range(2):
+        assert cli.main(["lab", str(tmp_path / "mine")]) == 2
+        assert capsys.readouterr() == (f"{tmp_path / 'mine' / '00_contents.ipynb'}\n", line)
+        script.unlink(missing_ok=True)

@@ -379,11 +379,31 @@ def test_bad_input_is_one_clear_line_and_no_file(tmp_path, monkeypatch, capsys, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_what_somebody_has_filled_in_is_overwritten_by_force_only(tmp_path, capsys):
+    names = ["01_gradient", "03_chain_rule", "04_linear", "05_activations"]
+    call = [*names, "--to", "ipynb", "-o", tmp_path]
+    assert command(capsys, *call)[0] == 0
+    filled, same, gone, also = (tmp_path / f"{name}.student.ipynb" for name in names)
+    made = filled.read_bytes()
+    for path in (filled, also):
+        path.write_text("filled in", "utf-8")
+    gone.unlink()
+    written = same.stat().st_mtime_ns
+    refusal = f"handgrad: not overwritten without --force: {filled}, {also}\n"
+    assert command(capsys, *call) == (2, "", refusal)
+    assert filled.read_text("utf-8") == also.read_text("utf-8") == "filled in"
+    assert not gone.exists(), "something was written before all was known"
+    assert command(capsys, *call, "--force")[0] == 0
+    assert filled.read_bytes() == made and gone.exists()
+    assert same.stat().st_mtime_ns == written, "what is the same is not written again"
+    assert command(capsys, *call)[0] == 0
+
+
 def test_a_missing_dependency_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "nbformat", None)
     status, printed, said = command(capsys, "--to", "ipynb", "-o", tmp_path / "out")
     assert (status, printed, said.count("\n")) == (2, "", 1)
-    assert "nbformat" in said and 'python -m pip install -e ".[classroom]"' in said
+    assert "nbformat" in said and 'python -m pip install "handgrad[classroom]"' in said
     assert not (tmp_path / "out").exists()
 
 
@@ -397,6 +417,6 @@ def test_a_write_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch, cap
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    status, _, said = command(capsys, one, "--to", "ipynb", "-o", tmp_path)
+    status, _, said = command(capsys, one, "--to", "ipynb", "-o", tmp_path, "--force")
     assert status == 2 and said == f"handgrad: {path}: cannot be written: No space left on device\n"
     assert path.read_text("utf-8") == "of before" and list(tmp_path.iterdir()) == [path]

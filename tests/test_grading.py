@@ -66,7 +66,6 @@ def read(path):
 def classroom(tmp_path_factory):
     """A folder where two students' work has come back: all right, and with one answer right."""
     folder = tmp_path_factory.mktemp("classroom")
-    (folder / "notebooks").symlink_to(ROOT / "notebooks")
     follow(folder, "## As files")
     follow(folder, "## With nbgrader")
     given = folder / "handouts" / f"{NOTEBOOK.stem}.student.ipynb"

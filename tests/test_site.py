@@ -98,6 +98,15 @@ def test_a_folder_of_something_else_is_left_alone(project, tmp_path):
     assert len(list(project.glob("*.ipynb"))) == 3
 
 
+@pytest.mark.parametrize("name", ["CNAME", "index.html"])
+def test_a_site_that_somebody_has_changed_is_left_alone(project, tmp_path, name):
+    front = build(project, tmp_path / "site")
+    front.with_name(name).write_text("mine")
+    with pytest.raises(FileExistsError, match="a site that nobody has changed; left as it is"):
+        build(project, tmp_path / "site")
+    assert front.with_name(name).read_text() == "mine"
+
+
 def test_a_notebook_that_is_not_executed_is_refused(project, tmp_path):
     path = project / "01_before.ipynb"
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 1"), new_code_cell("x")]), path)
@@ -124,5 +133,5 @@ def test_the_command_says_in_one_line_what_is_wrong(project, tmp_path, monkeypat
     assert cli.main(["site", "-o", str(tmp_path / "other")]) == 2
     *_, last = lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert last == 'handgrad: furo is not installed: python -m pip install -e ".[classroom]"'
+    assert last == 'handgrad: furo is not installed: python -m pip install "handgrad[classroom]"'
     assert not (tmp_path / "other").exists()

@@ -1,6 +1,8 @@
-"""The command handgrad: prove the rules, accept the notebooks' new outputs, hand them out."""
+"""The command handgrad: prove the rules, open the notebooks, hand them out."""
 
 import argparse
+import os
+import shutil
 import sys
 from inspect import signature
 from pathlib import Path
@@ -9,15 +11,24 @@ SEEDS = 3
 
 
 def main(argv=None):
-    """Run the command line; the exit status is 0, 1 for a wrong gradient, 2 for bad input."""
+    """Run the command line; the exit status is 0, 1 for a wrong gradient, 2 for bad input.
+
+    Interrupted, it is 130; and 141 where nobody reads on, as behind `| head`.
+    """
     parser = argparse.ArgumentParser(prog="handgrad", description="Gradients by hand, proved.")
+    parser.add_argument("--version", action="store_true", help="print the version, and no more")
     commands = parser.add_subparsers(dest="command")
     proof = commands.add_parser("verify", help="prove every rule of the catalog (the default)")
     proof.add_argument("name", nargs="?", help="a layer or a module: softmax, activations, ...")
+    desk = commands.add_parser("lab", help="copy the notebooks, and open them in JupyterLab")
+    place = Path("handgrad-notebooks")
+    desk.add_argument("folder", nargs="?", type=Path, default=place, metavar="DIR")
     renewal = commands.add_parser("accept", help="re-execute notebooks and store their outputs")
     renewal.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
     lesson = commands.add_parser("handout", help="write notebooks for students or instructors")
-    lesson.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
+    lesson.add_argument(
+        "notebooks", nargs="*", type=Path, help="files, or names like 01_gradient; or else all"
+    )
     lesson.add_argument("--edition", choices=["student", "instructor"], default="student")
     lesson.add_argument("--to", choices=["pdf", "html", "ipynb"], default="pdf")
     lesson.add_argument("-o", dest="folder", metavar="DIR", type=Path, default=Path("handouts"))
@@ -27,20 +38,41 @@ def main(argv=None):
     card = commands.add_parser("cheatsheet", help="every layer's gradients on two pages of paper")
     card.add_argument("-o", dest="out", type=Path, default=Path("cheatsheet.pdf"), metavar="FILE")
     card.add_argument("--paper", choices=["a4", "letter"], default="a4")
+    for command in (desk, lesson, card):
+        command.add_argument("--force", action="store_true", help="overwrite what has changed")
     options = parser.parse_args(argv)
     try:
-        if options.command == "accept":
-            return accept(options.notebooks)
-        if options.command == "handout":
-            return hand_out(options)
-        if options.command == "site":
-            return site(options.out)
-        if options.command == "cheatsheet":
-            return cheat_sheet(options)
-        return verify(getattr(options, "name", None))
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
     except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
         print(f"handgrad: {problem}", file=sys.stderr)
         return 2
+
+
+def run(options):
+    """Do what the command line asks for; the exit status."""
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"handgrad {version('handgrad')}")
+        return 0
+    if options.command == "lab":
+        return lab(options.folder, options.force)
+    if options.command == "accept":
+        return accept(options.notebooks)
+    if options.command == "handout":
+        return hand_out(options)
+    if options.command == "site":
+        return site(options.out)
+    if options.command == "cheatsheet":
+        return cheat_sheet(options)
+    return verify(getattr(options, "name", None))
 
 
 def verify(name=None):
@@ -82,7 +114,7 @@ def verify(name=None):
         print(f"\n{wrong} of {gradients} gradients of {len(rows)} rules are wrong.")
         return 1
     print(f"\n{gradients} gradients of {len(rows)} rules proved in float64, over {SEEDS} seeds.")
-    print("Open the derivations with: jupyter lab notebooks/00_contents.ipynb")
+    print("Open the derivations with: handgrad lab")
     return 0
 
 
@@ -107,9 +139,38 @@ def _proved(row):
     return list(verdicts.values())
 
 
+def lab(folder, force=False):
+    """Copy the notebooks into the folder, and become the JupyterLab that opens them there.
+
+    Raises:
+        ImportError: JupyterLab is not installed; the notebooks have been copied.
+
+    """
+    from handgrad.classroom.lab import copy
+    from handgrad.notebooks import advice
+
+    if kept := copy(folder, force):
+        names = ", ".join(path.name for path in kept)
+        print(f"kept, though they differ from the collection's (--force overwrites them): {names}")
+    print(contents := folder / "00_contents.ipynb", flush=True)
+    here = Path(sys.executable).parent  # whose kernel has handgrad: look there first
+    jupyter = shutil.which("jupyter", path=here) or shutil.which("jupyter")
+    if not jupyter or (Path(jupyter).parent == here and not shutil.which("jupyter-lab", path=here)):
+        raise ImportError(f"JupyterLab is not installed: {advice('lab')}")
+    os.execv(jupyter, [jupyter, "lab", str(contents)])
+
+
 def accept(paths=()):
-    """Re-execute the notebooks, all without a path, and store their outputs; and README's table."""
+    """Re-execute the notebooks, all without a path, and store their outputs; and README's table.
+
+    Raises:
+        RuntimeError: there is no clone; or a cell failed.
+
+    """
     from handgrad import notebooks
+
+    if notebooks.PACKED in notebooks.FOLDER.parents:
+        raise RuntimeError("accept: is for a clone of the collection, and this is an installed one")
     from handgrad.catalog import table
 
     notebooks.accept([path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb")))
@@ -124,8 +185,12 @@ def hand_out(options):
     from handgrad.classroom.handout import handout
     from handgrad.notebooks import FOLDER
 
-    paths = options.notebooks or sorted(FOLDER.glob("*.ipynb"))
-    written = handout(paths, options.edition, options.to, options.folder, options.paper)
+    own = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+    named = [path if path.is_file() else own.get(str(path), path) for path in options.notebooks]
+    paths = named or list(own.values())
+    written = handout(
+        paths, options.edition, options.to, options.folder, options.paper, options.force
+    )
     print(*written, sep="\n")
     return 0
 
@@ -141,9 +206,12 @@ def site(out):
 
 def cheat_sheet(options):
     """Write the cheat sheet that the command line asks for, and print its path."""
+    import jax
+
     from handgrad.classroom.cheatsheet import cheatsheet
 
-    print(cheatsheet(options.out, options.paper))
+    jax.config.update("jax_enable_x64", True)  # what the rows' examples are in
+    print(cheatsheet(options.out, options.paper, force=options.force))
     return 0
 
 

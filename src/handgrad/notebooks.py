@@ -1,10 +1,11 @@
-"""Re-execute notebooks and store the outputs in one normal form: twice changes no byte."""
+"""Where the notebooks are; and to re-execute them, their outputs stored in one normal form."""
 
 import importlib
 import os
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+PACKED = Path(__file__).with_name("_collection")  # in a wheel, laid out as a clone is
+FOLDER = (PACKED if PACKED.is_dir() else Path(__file__).parents[2]) / "notebooks"
 
 
 def needs(module, extra="classroom"):
@@ -17,8 +18,12 @@ def needs(module, extra="classroom"):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        advice = f'python -m pip install -e ".[{extra}]"'
-        raise ImportError(f"{module} is not installed: {advice}") from None
+        raise ImportError(f"{module} is not installed: {advice(extra)}") from None
+
+
+def advice(extra):
+    """How to install an extra of the handgrad that is there, from a clone or not."""
+    return f'python -m pip install "handgrad[{extra}]"'
 
 
 def accept(paths):

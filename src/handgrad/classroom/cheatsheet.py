@@ -15,12 +15,13 @@ from handgrad.classroom.paper import compiled
 COTANGENT = re.compile(r"(?<![\\A-Za-z])d(?:[A-Za-z]|\\[A-Za-z]+)(?![A-Za-z])(?:_(?:\w|{[^}]*}))?")
 
 
-def cheatsheet(path, paper="a4", rows=ROWS):
+def cheatsheet(path, paper="a4", rows=ROWS, force=False):
     """Write the sheet of these rules to the path, the same bytes at every call; returns the path.
 
     Two pages hold some twenty rules; more rules take more pages.
 
     Raises:
+        FileExistsError: the path holds something else, and `force` is not set.
         ImportError: pandoc or typst is not installed; says which extra has them.
         OSError: the path cannot be written.
         ValueError: paper is unknown, or a row of the catalog lacks something or is too wide.
@@ -31,7 +32,7 @@ def cheatsheet(path, paper="a4", rows=ROWS):
     cells = "".join(_row(one, typst) for one in told)
     with tempfile.TemporaryDirectory() as folder:
         sheet = compiled("cheatsheet.typ", f"#sheet((\n{cells}))\n", Path(folder), paper)
-    write(path, sheet)
+    write({path: sheet}, force)
     return path
 
 

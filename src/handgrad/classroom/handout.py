@@ -9,13 +9,14 @@ FORMS = ("pdf", "html", "ipynb")
 PAPERS = ("a4", "letter")
 
 
-def handout(paths, kind, form, folder, paper="a4"):
+def handout(paths, kind, form, folder, paper="a4", force=False):
     """Write that edition of each notebook into the folder: 03_chain_rule.student.pdf, and so on.
 
-    All notebooks are looked at before the first file is written, and a file is written whole or not
-    at all. The same call writes the same bytes again. Returns the paths of the files.
+    All handouts are made before the first file is written, and a file is written whole or not at
+    all. The same call writes the same bytes again. Returns the paths of the files.
 
     Raises:
+        FileExistsError: a file is there already, with other content, and `force` is not set.
         FileNotFoundError: a path names no notebook.
         ImportError: what the form needs is not installed; names the extra that installs it.
         OSError: the folder cannot be written.
@@ -30,11 +31,12 @@ def handout(paths, kind, form, folder, paper="a4"):
     editions = {path.stem: _edition(path, kind) for path in paths}
     if len(editions) < len(paths):
         raise ValueError("two of the notebooks have the same name")
-    written = []
+    files = {}
     for stem in tqdm(editions, disable=None, unit="handout"):
-        written.append(folder / f"{stem}.{kind}.{form}")
-        write(written[-1], _rendered(editions[stem], kind, form, paper, editions))
-    return written
+        path = folder / f"{stem}.{kind}.{form}"
+        files[path] = _rendered(editions[stem], kind, form, paper, editions)
+    write(files, force)
+    return list(files)
 
 
 def _edition(path, kind):
@@ -75,13 +77,28 @@ def _rendered(notebook, kind, form, paper, stems):
     return (nbformat.writes(notebook) + "\n").encode()
 
 
-def write(path, content):
-    """Write the bytes to the path, whole or not at all, into a folder that is made if it must be.
+def write(files, force=False):
+    """Write the bytes of each path, whole or not at all; a folder is made where it must be.
 
     Raises:
-        OSError: the path cannot be written; names it.
+        FileExistsError: paths hold something else, and `force` is not set; names them all, and
+            nothing is written.
+        OSError: a path cannot be written; names it.
 
     """
+    changed = {path: content for path, content in files.items() if not holds(path, content)}
+    if not force and (taken := [str(path) for path in changed if path.is_file()]):
+        raise FileExistsError(f"not overwritten without --force: {', '.join(taken)}")
+    for path, content in changed.items():
+        _write(path, content)
+
+
+def holds(path, content):
+    """Whether the path is a file of these bytes."""
+    return path.is_file() and path.read_bytes() == content
+
+
+def _write(path, content):
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The executed notebooks as a static site that opens from a folder, without a network."""
 
+import hashlib
 import io
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from handgrad.notebooks import needs
 
+SEAL = ".handgrad"  # in a site: tells that the rest is as it was made
 NEEDS = ("furo", "mathjax", "myst_nb", "nbformat", "sphinx")
 LINKS = "color-brand-primary", "color-brand-content", "color-brand-visited"
 SETTINGS = {
@@ -49,7 +51,7 @@ def build(notebooks, out):
     comes along. `out` is replaced as a whole when all went well, or else stays as it was.
 
     Raises:
-        FileExistsError: `out` holds something other than a site.
+        FileExistsError: `out` holds something other than a site, or one that has been changed.
         FileNotFoundError: there is no notebook, or no README beside the folder.
         ImportError: a library is missing; says which extra installs it.
         RuntimeError: Sphinx has warned; quotes it.
@@ -59,17 +61,33 @@ def build(notebooks, out):
     for name in NEEDS:
         needs(name)
     notebooks, out = Path(notebooks).resolve(), Path(out).resolve()
-    if out.exists() and not (out / ".buildinfo").is_file() and any(out.iterdir()):
-        raise FileExistsError(f"{out}: expected a new or empty folder, or a site; left as it is")
+    if out.exists() and any(out.iterdir()) and not _sealed(out):
+        expected = "expected a new or empty folder, or a site that nobody has changed"
+        raise FileExistsError(f"{out}: {expected}; left as it is")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
         source, html = Path(work, "source"), Path(work, "html")
         _write_sources(notebooks, source)
         _run_sphinx(source, html)
+        (html / SEAL).write_text(_digest(html), "utf-8")
         if out.exists():
             out.rename(Path(work, "before"))
         html.rename(out)
     return out / "index.html"
+
+
+def _sealed(out):
+    return (out / SEAL).is_file() and (out / SEAL).read_text("utf-8") == _digest(out)
+
+
+def _digest(folder):
+    # Of the names of all files but the seal, and of what they hold.
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.relative_to(folder).as_posix().encode()
+        digest.update(hashlib.sha256(name).digest() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _write_sources(notebooks, source):
