@@ -99,7 +99,7 @@ OPENING = re.compile(r"(?m)^##+ (?:Exercise (\d+\.\d+) \((.*?)\))?")
 
 def numbers(text):
     text = re.sub(r"\((\d+, )*\d*,?\)", "", text).replace("\N{MINUS SIGN}", "-")  # no shapes
-    return [float(n) for n in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
+    return [float(n) for n in re.findall(r"(?<![\w.])-?\d+\.?\d*(?:e-?\d+)?", text)]
 
 
 def squeezed(code):

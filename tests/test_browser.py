@@ -167,9 +167,9 @@ def test_the_search_finds_a_word_in_a_folder(chromium, pages):
 def test_an_equation_s_mention_leads_to_the_equation(chromium, pages):
     with chromium.new_page() as page:
         page.goto((pages / "notebooks" / "07_two_layer_network.html").as_uri())
-        page.get_by_role("link", name="(6.14)").first.click()
+        page.get_by_role("link", name="(6.20)").first.click()
         assert Path(page.url.partition("#")[0]).stem == "06_softmax_cross_entropy"
-        expect(page.locator("[id='equation-6.14']:target mjx-container")).to_be_in_viewport()
+        expect(page.locator("[id='equation-6.20']:target mjx-container")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("kind", ["student", "instructor"])

@@ -136,14 +136,14 @@ def test_a_gradient_is_what_the_notebook_derives_under_its_number(row):
 
 
 IDEAS = {
-    "3.6": r"dx = J_1^\top J_2^\top \cdots J_L^\top du_L",
-    "3.7": r"da = da_1 + da_2",
+    "3.7": r"dx = J_1^\top J_2^\top \cdots J_L^\top du_L",
+    "3.8": r"da = da_1 + \dots + da_R",
     "4.5": r"D z(W) H = H x",
     "4.6": r"= \langle dz x^\top, H \rangle",
     "4.7": r"dW = \sum_n dz_n x_n^\top",
     "4.8": r"db = \sum_n dz_n",
-    "5.3": r"dx = f'(x) \odot da",
-    "8.2": r"\langle dx, h \rangle = \langle dz, D f(x) h \rangle",
+    "5.3": r"dx = da \odot f'(x)",
+    "8.1": r"= \langle dz, D f(x) h \rangle",
 }
 
 

@@ -101,7 +101,8 @@ def verify(name=None):
     width = max(len(row.name) for row in rows)
     columns = max(len(p) + 1 for row in rows for p in signature(row.f).parameters)
     gradients = wrong = 0
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # JAX compiles outside of Python's lock
+    threads = ThreadPoolExecutor(os.cpu_count())  # JAX compiles outside of Python's lock
+    try:
         proofs = threads.map(_proved, rows)
         progress = tqdm(proofs, total=len(rows), disable=None, leave=False, unit="rule")
         for row, verdicts in zip(rows, progress, strict=True):
@@ -110,6 +111,8 @@ def verify(name=None):
                 reason = "" if verdict.right else f"WRONG, shape {verdict.shape}: "
                 words = painted(reason + verdict.words, verdict.right)
                 progress.write(f"{row.name:{width}}  {verdict.name:{columns}}  {words}")
+    finally:
+        threads.shutdown(cancel_futures=True)
     if wrong:
         print(f"\n{wrong} of {gradients} gradients of {len(rows)} rules are wrong.")
         return 1
@@ -173,10 +176,12 @@ def accept(paths=()):
         raise RuntimeError("accept: is for a clone of the collection, and this is an installed one")
     from handgrad.catalog import table
 
-    notebooks.accept([path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb")))
-    readme = notebooks.FOLDER.parent / "README.md"
-    before, _, after = readme.read_text("utf-8").split(MARK)
-    readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
+    named = [path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb"))
+    notebooks.accept(named)
+    if any(path.parent == notebooks.FOLDER for path in named):
+        readme = notebooks.FOLDER.parent / "README.md"
+        before, _, after = readme.read_text("utf-8").split(MARK)
+        readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
     return 0
 
 

@@ -82,10 +82,10 @@ ROWS = (
     Row(
         cross_entropy,
         r"l = -\log o_y",
-        {"o": r"do = -\frac{e_y}{o}\,dl"},
+        {"o": r"do = -\frac{dl}{o_y}\,e_y"},
         _probabilities,
         same_as=_of_the_label,
-        where=r"$e_y$ is 1 at place $y$ and 0 elsewhere; $0 / 0$ counts as 0",
+        where=r"$e_y$ is 1 at place $y$ and 0 elsewhere",
     ),
     Row(
         softmax_cross_entropy,
