@@ -2,11 +2,15 @@
 
 import linecache
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
 
 from handgrad import GradientMismatch, figures
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+REGION = re.compile(r"(?sm)^( *)### BEGIN SOLUTION\n.*?### END SOLUTION")
 
 
 class Kernel:

@@ -149,7 +149,7 @@ def test_it_is_in_the_readme_s_table_proved_and_tested(copy):
         "test_rules.py::test_breaking_any_one_term_of_a_rule_is_noticed[cube]",
         "test_rules.py::test_the_forward_pass_is_what_others_compute[cube]",
         "test_collection.py::test_each_gradient_of_a_rule_has_its_equation[cube]",
-        "test_answers.py::test_right_answers_are_accepted_and_wrong_ones_refused[99_cube]",
+        "test_notebooks.py::test_right_answers_are_accepted_and_wrong_ones_refused[99_cube]",
         "layers/test_cube.py::test_the_cube_is_odd",
     ):
         assert f"PASSED tests/{test}" in passed, passed

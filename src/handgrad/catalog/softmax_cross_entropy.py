@@ -61,7 +61,7 @@ ROWS = (
     Row(
         softmax,
         r"o_i = e^{z_i} / \sum_j e^{z_j}",
-        {"z": r"dz = o \odot (do - \langle o, do \rangle)"},
+        {"z": r"dz = o \odot (do - \langle o, do \rangle\,\mathbf{1})"},
         _logits,
         same_as="jax.nn.softmax",
     ),
