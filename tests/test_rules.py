@@ -291,6 +291,7 @@ def test_relu_has_slope_0_at_0_and_hands_on_nan():
         (lambda: hg.cross_entropy(np.ones((2, 3)), np.ones(2)), ["'y'", "f64[2]"]),
         (lambda: hg.squared_error(np.ones((2, 3)), np.ones(3)), ["'target'", "[3]"]),
         (lambda: hg.relu([1, 2]), ["'x'"]),
+        (lambda: hg.tanh_bwd(np.ones(3), np.ones(4)), ["activations.tanh_bwd", "'da'", "[4]"]),
     ],
 )
 def test_a_wrong_shape_or_dtype_names_the_argument(call, names):

@@ -47,8 +47,9 @@ def _rule(f, f_fwd, slope):
         return (dx,)
 
     for rule, suffix in ((f_fwd, "_fwd"), (f_bwd, "_bwd")):
-        rule.__name__ = rule.__qualname__ = f.__name__ + suffix
-        rule.__module__ = f.__module__
+        for function in (rule, inspect.unwrap(rule)):  # an error about a shape names the inner one
+            function.__name__ = function.__qualname__ = f.__name__ + suffix
+            function.__module__ = f.__module__
     return f_fwd, f_bwd
 
 
