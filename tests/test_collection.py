@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from kernel import prose
 
 import handgrad
+from handgrad import notebooks
 from handgrad.catalog import ROWS, table
 from handgrad.classroom import facts
 
@@ -135,6 +136,11 @@ def test_every_rule_has_its_row_and_its_notebook_proves_it():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_each_gradient_of_a_rule_has_its_equation(row):
     assert set(facts.equations(row)) == set(row.gradients)
+
+
+def test_the_notebooks_lead_to_each_other():
+    for path, text in notebooks.connected().items():
+        assert path.read_text("utf-8") == text, path.name
 
 
 def test_the_readme_s_table_is_the_catalog():

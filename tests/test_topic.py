@@ -155,6 +155,14 @@ def test_it_is_in_the_readme_s_table_proved_and_tested(copy):
         assert f"PASSED tests/{test}" in passed, passed
 
 
+def test_the_notebook_before_leads_to_it_and_the_contents_list_it(copy):
+    tree, _ = copy
+    before = nbformat.read(sorted((tree / "notebooks").glob("*.ipynb"))[-2], as_version=4)
+    assert "[Throw a cube away →](99_cube.ipynb)" in before.cells[0].source
+    contents = nbformat.read(tree / "notebooks" / "00_contents.ipynb", as_version=4)
+    assert any("[99. Throw a cube away](99_cube.ipynb)" in cell.source for cell in contents.cells)
+
+
 def test_it_is_on_the_cheat_sheet_and_on_the_site(copy):
     tree, run = copy
     both = "from handgrad import cli; cli.main(['cheatsheet']); cli.main(['site'])"

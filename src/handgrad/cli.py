@@ -164,7 +164,10 @@ def lab(folder, force=False):
 
 
 def accept(paths=()):
-    """Re-execute the notebooks, all without a path, and store their outputs; and README's table.
+    """Re-execute the notebooks, all without a path, and store their outputs.
+
+    What follows from there being a notebook is written too: the README's table, the table in 00,
+    and the line that leads from one notebook to the next.
 
     Raises:
         RuntimeError: there is no clone; or a cell failed.
@@ -179,6 +182,8 @@ def accept(paths=()):
     named = [path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb"))
     notebooks.accept(named)
     if any(path.parent == notebooks.FOLDER for path in named):
+        for path, text in notebooks.connected().items():
+            path.write_text(text, "utf-8")
         readme = notebooks.FOLDER.parent / "README.md"
         before, _, after = readme.read_text("utf-8").split(MARK)
         readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")

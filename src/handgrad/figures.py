@@ -7,7 +7,6 @@ palette, which colour-blind readers tell apart and which differ in grey print.
 import ast
 import inspect
 import io
-import json
 import re
 import textwrap
 
@@ -17,7 +16,7 @@ from IPython.display import display
 from matplotlib import patches
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from handgrad.notebooks import FOLDER
+from handgrad.notebooks import FOLDER, opening
 
 INPUT, PARAMETER, COTANGENT, MISTAKE = "#0072B2", "#009E73", "#E69F00", "#B2182B"
 
@@ -79,9 +78,9 @@ def collection_map(ax):
     """
     titles, needs = {}, {}
     for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
-        text = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+        title, text = opening(path)
         if path.stem[:2] != "00":
-            titles[path.stem[:2]] = re.search(r"^# \d+\. (.*)", text, re.M)[1]
+            titles[path.stem[:2]] = title
             needed = text[text.index("**You need**") :]
             needs[path.stem[:2]] = set(re.findall(r"\]\((\d\d)_\w+\.ipynb\)", needed)) - {"00"}
     depth, behind = {}, {}

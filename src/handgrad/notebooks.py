@@ -1,11 +1,49 @@
 """Where the notebooks are; and to re-execute them, their outputs stored in one normal form."""
 
 import importlib
+import json
 import os
+import re
 from pathlib import Path
 
 PACKED = Path(__file__).with_name("_collection")  # in a wheel, laid out as a clone is
 FOLDER = (PACKED if PACKED.is_dir() else Path(__file__).parents[2]) / "notebooks"
+
+
+def opening(path):
+    """A notebook's title, and the text of its first cell."""
+    text = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+    return re.search(r"(?m)^# \d+\. (.*)$", text)[1], text
+
+
+def connected(folder=FOLDER):
+    """What the notebooks of a folder say of each other, brought up to date: {path: its new text}.
+
+    That is the line that leads to the one before and to the one after, and 00's table of them all.
+    """
+    nbformat = needs("nbformat", "test")
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    openings = {path: opening(path) for path in paths}
+    rows = ["| notebook | you will be able to |", "|---|---|"]
+    for path in paths[1:]:
+        title, text = openings[path]
+        able = re.search(r"(?s)\*\*You will be able to\*\*\s*(?:- )?(.*?)[;.]?\n(?:- |\n)", text)[1]
+        rows.append(f"| [{int(path.stem[:2])}. {title}]({path.name}) | {' '.join(able.split())} |")
+    texts = {}
+    for i, path in enumerate(paths):
+        notebook = nbformat.read(path, as_version=4)
+        before, after = paths[max(i - 1, 0) : i], paths[i + 1 : i + 2]
+        links = [f"[← {openings[p][0]}]({p.name})" for p in before]
+        links += [f"[Contents]({paths[0].name})"] if i > 1 else []
+        links += [f"[{openings[p][0]} →]({p.name})" for p in after]
+        heading = openings[path][1]
+        notebook.cells[0].source = " · ".join(links) + "\n\n" + heading[heading.index("# ") :]
+        if i == 0:
+            for cell in notebook.cells:
+                table = r"(?m)^\| notebook \|.*\n(?:\|.*(?:\n|\Z))*"
+                cell.source = re.sub(table, lambda _: "\n".join(rows) + "\n", cell.source)
+        texts[path] = nbformat.writes(notebook) + "\n"
+    return texts
 
 
 def needs(module, extra="classroom"):
