@@ -93,11 +93,11 @@ def collection_map(ax):
         for x, column in enumerate(columns)
         for i, number in enumerate(column)
     }
-    style = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": INPUT, "lw": 1.2}
+    style = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": INPUT, "lw": 1.2}
     boxes = {}
     for number, title in titles.items():
-        words = f"{number}\n" + "\n".join(textwrap.wrap(title, 14))
-        kept = {"ha": "center", "va": "center", "fontsize": 7.5, "bbox": style, "zorder": 2}
+        words = f"{number}\n" + "\n".join(textwrap.wrap(title, 13))
+        kept = {"ha": "center", "va": "center", "fontsize": 6.5, "bbox": style, "zorder": 2}
         boxes[number] = ax.text(*place[number], words, **kept).get_bbox_patch()
     for number in titles:
         implied = set().union(*(behind[n] for n in needs[number]))

@@ -27,11 +27,7 @@ RIGHT = {
         return c if np.allclose(error, c * w, atol=1e-10) else None
         """,
         """
-        ratios = (hand - true) / argument
-        return np.median(ratios) if np.ptp(ratios) < 1e-9 * np.abs(ratios).max() else None
-        """,
-        """
-        c = float((hand - true).flat[0] / argument.flat[0])
+        c = np.vdot(argument, hand - true) / np.vdot(argument, argument)
         return c if np.allclose(true + c * argument, hand, rtol=1e-9) else None
         """,
     ],
@@ -58,6 +54,14 @@ WRONG = {
         """
         c = np.sum((hand - true) * argument) / np.sum(argument**2)
         return c if np.abs(hand - true - c * argument).max() < 0.1 else None
+        """,
+        """
+        ratios = (hand - true) / argument
+        return np.median(ratios) if np.ptp(ratios) < 1e-9 * np.abs(ratios).max() else None
+        """,
+        """
+        c = float((hand - true).flat[0] / argument.flat[0])
+        return c if np.allclose(true + c * argument, hand, rtol=1e-9) else None
         """,
     ],
 }

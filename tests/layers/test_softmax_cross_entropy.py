@@ -9,11 +9,11 @@ import handgrad as hg
 
 RIGHT = {
     "6.1": [
-        "return (-0.25, -0.45, 0.7), (1.5, 0.9, -2.4)",
+        "return (-0.25, -0.45, 0.7), (2.0, 1.2, -3.2)",
         "o = np.array([0.5, 0.3, 0.2])\n"
-        "return [o * (do - o @ do) for do in (np.array([1, 0, 5]), np.array([0, 0, -15]))]",
+        "return [o * (do - o @ do) for do in (np.array([1, 0, 5]), np.array([0, 0, -20]))]",
         "o = jnp.array([0.5, 0.3, 0.2])\nJ = jnp.diag(o) - jnp.outer(o, o)\n"
-        "return J @ jnp.array([1.0, 0, 5]), 3 * (o - jnp.eye(3)[2])",
+        "return J @ jnp.array([1.0, 0, 5]), 4 * (o - jnp.eye(3)[2])",
     ],
     "6.2": [
         "dv, = hg.softmax_bwd(o, do)\nreturn (dv / T,)",
@@ -49,19 +49,19 @@ RIGHT = {
         "return -sum(r[i, y[i]] for i in range(len(y)) if real[i])",
     ],
     "6.7": [
-        "u, length = residuals\nalong = jnp.einsum('...k,...k->...', u, du)[..., None]\n"
-        "return (du / length - u * along / length,)",
-        "u, length = residuals\nP = jnp.eye(u.shape[-1]) - u[..., :, None] * u[..., None, :]\n"
-        "return ((P @ du[..., None])[..., 0] / length,)",
+        "x, u, S = residuals\nmean = jnp.einsum('...k,...k->...', u, du)[..., None]\n"
+        "return 2 * x * (du - mean) / S, -(mean / S).sum()",
+        "x, u, S = residuals\ndw = du / S\ndS = -(u * du / S).sum(axis=-1, keepdims=True)\n"
+        "dw += dS\nreturn dw * x + x * dw, jnp.einsum('...->', dS)",
     ],
 }
 
 WRONG = {
     "6.1": [
-        "return [0.5, 0.0, 1.0], [1.5, 0.9, -2.4]",
-        "return [0.25, 0.0, 0.8], [1.5, 0.9, -2.4]",
+        "return [0.5, 0.0, 1.0], [2.0, 1.2, -3.2]",
+        "return [0.25, 0.0, 0.8], [2.0, 1.2, -3.2]",
         "return [-0.25, -0.45, 0.7], [0.5, 0.3, -0.8]",
-        "return [-0.25, -0.45, 0.7], [-1.5, -0.9, 2.4]",
+        "return [-0.25, -0.45, 0.7], [-2.0, -1.2, 3.2]",
     ],
     "6.2": [
         "return hg.softmax_bwd(o, do)",
@@ -95,10 +95,13 @@ WRONG = {
         "return jnp.where(real, hg.softmax_cross_entropy(z, y), 0).mean()",
     ],
     "6.7": [
-        "u, length = residuals\nreturn (du / length,)",
-        "u, length = residuals\nreturn (du - u * (u * du).sum(axis=-1, keepdims=True),)",
-        "u, length = residuals\nreturn ((du - u * (u * du).sum()) / length,)",
-        "u, length = residuals\nreturn ((du - u * du.mean(axis=-1, keepdims=True)) / length,)",
+        "x, u, S = residuals\ndS = -(u * du).sum(axis=-1, keepdims=True) / S\n"
+        "return 2 * x * du / S, dS.sum()",
+        "x, u, S = residuals\ndS = -(u * du).sum(axis=-1, keepdims=True) / S\n"
+        "return 2 * x * (du / S + dS), dS",
+        "x, u, S = residuals\ndS = -(u * du).sum() / S\nreturn 2 * x * (du / S + dS), dS.sum()",
+        "x, u, S = residuals\ndS = -(u * du).sum(axis=-1, keepdims=True) / S\n"
+        "return x * (du / S + dS), dS.sum()",
     ],
 }
 

@@ -26,7 +26,7 @@ def as_arrays(arg):
     """
     if isinstance(arg, int | str) or callable(arg):
         return arg
-    if isinstance(arg, list) and not any(hasattr(leaf, "dtype") for leaf in tree_leaves(arg)):
+    if isinstance(arg, list) and not any(np.ndim(leaf) for leaf in tree_leaves(arg)):
         arg = np.asarray(arg)
     return tree_map(jnp.asarray, arg)
 

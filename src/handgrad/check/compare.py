@@ -98,7 +98,8 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
     if not words:
         where = np.unravel_index(np.abs(mine - theirs).argmax(), mine.shape)
         words = f"{unknown}; the largest error sits{_at(where)}: "
-        words += f"{mine[where]:.4g}, expected {theirs[where]:.4g}"
+        digits = next(d for d in (4, 8, 12, 17) if _digits(mine[where], theirs[where], d))
+        words += f"{mine[where]:.{digits}g}, expected {theirs[where]:.{digits}g}"
     return wrong(words, mistakes)
 
 
@@ -122,6 +123,11 @@ def size(arg):
     squares = sum((leaf.astype(float) ** 2).sum() for leaf in leaves)
     square = squares / max(sum(leaf.size for leaf in leaves), 1)
     return (square + (square == 0)) ** 0.5
+
+
+def _digits(a, b, digits):
+    # whether that many digits tell two different numbers apart
+    return digits == 17 or f"{a:.{digits}g}" != f"{b:.{digits}g}"
 
 
 def _kind(mine):

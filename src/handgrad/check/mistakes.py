@@ -221,24 +221,29 @@ def _in_part(hand, true, evidence, explained):
         elif not hand[wrong].any():
             words = f"right except at {where}, where it is 0: masked, though it counts"
             yield (Mistake("masked", words),)
-    if hand.ndim and hand.shape[-1] > 2 and _shifted_label(hand - true, wrong):
+    if hand.ndim and hand.shape[-1] > 2 and _shifted_label(hand, true, wrong):
         yield (LABEL,)
 
 
 LABEL = Mistake("label", "a label, or an id, is off by one: they count from 0")
 
 
-def _shifted_label(error, wrong):
+def _shifted_label(hand, true, wrong):
     # In every row two neighbours are wrong and nothing else; the same way round in all of them.
-    rows, wrong = (a.reshape(-1, a.shape[-1]) for a in (error, wrong))
-    rows, wrong = rows[wrong.any(axis=-1)], wrong[wrong.any(axis=-1)]
+    # Only a loss with a label has rows that add up to 0 (scores) or hold one entry (probabilities).
+    hand, true, wrong = (a.reshape(-1, a.shape[-1]) for a in (hand, true, wrong))
+    hand, true, wrong = (a[wrong.any(axis=-1)] for a in (hand, true, wrong))
+    for rows in (hand, true):
+        of_scores = np.abs(rows.sum(axis=-1)) <= 1e-6 * np.abs(rows).sum(axis=-1)
+        if not (of_scores | (np.count_nonzero(rows, axis=-1) == 1)).all():
+            return False
     if not (wrong.sum(axis=-1) == 2).all():
         return False
     first = wrong.argmax(axis=-1)
-    here = np.arange(len(rows)), first
+    here = np.arange(len(wrong)), first
     if not (np.diff(np.nonzero(wrong)[1].reshape(-1, 2)) == 1).all():
         return False
-    left, right = rows[here], rows[here[0], first + 1]
+    left, right = (hand - true)[here], (hand - true)[here[0], first + 1]
     return bool((np.sign(left) != np.sign(right)).all())
 
 
@@ -277,12 +282,14 @@ def _of_a_norm(hand, true, evidence):
         mistakes = []
         # The direct path is the slope with both fixed, dz times u's own factor, which the value
         # tells: the layer less itself at u = 0. From it follows what each path contributes.
-        value = evidence.forward(x) - evidence.forward(x - u)
+        # (A layer that divides by a length has no value at 0: take it for 0.)
+        value = evidence.forward(x) - np.nan_to_num(evidence.forward(x - u))
         direct = evidence.upstream * np.divide(value, u, out=np.zeros_like(u), where=u != 0)
         if np.abs(constant).max() > 1e-9 * scale:
             mistakes.append(_path("mean", constant, mean(direct), n))
         if np.abs(along).max() > 1e-9 * scale:
-            mistakes.append(_path("variance", along, u * mean(direct * u) / power, n))
+            path = "variance" if has_mean else "length"
+            mistakes.append(_path(path, along, u * mean(direct * u) / power, n))
         yield Alternative(tuple(mistakes), hand)
 
 

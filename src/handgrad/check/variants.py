@@ -235,7 +235,7 @@ def _changed(at, targets, single, batch):
             yield ("all", Mistake("transposed", words)), _put(at, target, x.T)
         for tap, value in single.items():
             if tap != target.tap and value.shape == x.shape:
-                words = f"taken at the output {tap} instead of the input"
+                words = f"taken at another value, {tap}, instead of its own"
                 mistake = Mistake("output", words)
                 yield ("only", target.place, mistake), _put(at, target, value)
     if 1 < (n := int(np.prod(batch, dtype=int))) <= _room(at):
