@@ -579,3 +579,42 @@ def test_a_kernel_shows_the_table_and_prints_nothing(monkeypatch, capsys):
     report = check_gradient(2 * X, lambda x: (x**2).sum(), X)
     assert shown == [{"text/plain": str(report), "text/html": report.html()}]
     assert capsys.readouterr().out == ""
+
+
+def test_two_numbers_that_differ_are_not_shown_alike():
+    v = np.array([2.0, -3.0, 6.0])
+    with pytest.raises(GradientMismatch, match="no known mistake") as mistake:
+        check_gradient(np.round(v / 7, 4), lambda v: jnp.sqrt((v**2).sum()), v)
+    found, expected = re.search(r": (\S+), expected (\S+)$", str(mistake.value)).groups()
+    assert found != expected
+
+
+def test_two_wrong_neighbours_are_no_label():
+    x, da = np.array([-1.0, 0.5, 2.0, 3.0]), jnp.array([3.0, 5.0, 7.0, -4.0])
+    hand = np.array([0.0, 5.0, 14.0, -12.0])  # right, but for two
+    with pytest.raises(GradientMismatch) as mistake:
+        check_gradient(hand, lambda x: (da * jnp.maximum(x, 0)).sum(), x)
+    assert "label" not in str(mistake.value)
+
+
+def test_a_list_of_numpy_s_numbers_is_an_array_and_takes_part_in_the_exchange():
+    def loss(x):
+        return (tap("z", 3 * x) ** 2).sum()
+
+    x = np.array([1.0, -2.0, 0.5])
+    dz = list(6 * x + np.array([0.0, 1.0, 0.0]))  # its second entry is wrong
+    with pytest.raises(GradientMismatch, match="right given your dz"):
+        check_steps(loss, at=(x,), dz=dz, dx=list(3 * np.array(dz)))
+
+
+def test_a_length_has_no_variance():
+    def unit(x):
+        return x / jnp.sqrt((x * x).sum(-1, keepdims=True))
+
+    def forgotten(residuals, du):
+        return (du / residuals,)
+
+    x = np.random.default_rng(0).normal(size=(3, 5))
+    length = np.sqrt((x * x).sum(-1, keepdims=True))
+    with pytest.raises(GradientMismatch, match="the length path is left out"):
+        check_rule(unit, lambda x: (unit(x), length), forgotten, x)
