@@ -12,7 +12,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def given(path):
-    """(exercise, source, outputs) of all that a student is given, and that she is shown."""
+    """(exercise, cell type, source, outputs) of all that a student is given and shown."""
     number, answered = None, False
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown" and (opened := OPENING.search(cell.source)):
@@ -21,7 +21,7 @@ def given(path):
         if "solution" not in cell.metadata.get("tags", []):
             outputs = [] if answered else cell.get("outputs", [])
             shown = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
-            yield number, REGION.sub("", cell.source), shown
+            yield number, cell.cell_type, REGION.sub("", cell.source), shown
 
 
 def solved(path):
@@ -50,7 +50,7 @@ def squeezed(code):
 
 @each_notebook
 def test_no_stored_output_holds_the_numbers_of_an_answer(path):
-    shown = [numbers(text) for _, _, outputs in given(path) for text in outputs]
+    shown = [numbers(text) for *_, outputs in given(path) for text in outputs]
     for number, _, body in solved(path):
         for node in ast.walk(ast.parse(f"def f():\n{textwrap.indent(body, '    ')}")):
             if isinstance(node, ast.List | ast.Tuple) and len(node.elts) > 1:
@@ -64,18 +64,19 @@ def test_no_stored_output_holds_the_numbers_of_an_answer(path):
 @each_notebook
 def test_find_the_bug_shows_a_symptom_and_no_verdict(path):
     bugs = {number for number, kind, _ in solved(path) if kind == "find the bug"}
-    for number, _, outputs in given(path):
+    for number, *_, outputs in given(path):
         for text in outputs if number in bugs else ():
             assert not re.search(r"WRONG|GradientMismatch|right given", text), number
 
 
 @each_notebook
 def test_the_mend_of_a_bug_stands_nowhere_else(path):
-    told = [(n, squeezed(t)) for n, source, shown in given(path) for t in (source, *shown)]
     for number, kind, body in solved(path):
-        # what the exercise itself gives is not the mend: some lines of a bug are right
-        own = [text for n, text in told if n == number]
-        rest = [text for n, text in told if n != number]
+        # the code with the bug is given, and most of it is right: that is not the mend
+        own, rest = [], []
+        for n, cell_type, source, shown in given(path):
+            (own if n == number and cell_type == "code" else rest).append(squeezed(source))
+            rest += map(squeezed, shown)
         for node in ast.walk(ast.parse(f"def f():\n{textwrap.indent(body, '    ')}")):
             if kind == "find the bug" and isinstance(node, ast.Assign | ast.Return):
                 mend = squeezed(ast.unparse(node.value))

@@ -35,7 +35,7 @@ def main(argv=None):
     lesson.add_argument("--paper", choices=["a4", "letter"], default="a4", help="of the pdf")
     pages = commands.add_parser("site", help="the notebooks as a static site, to open offline")
     pages.add_argument("-o", dest="out", type=Path, default=Path("site"), metavar="DIR")
-    card = commands.add_parser("cheatsheet", help="every layer's gradients on two pages of paper")
+    card = commands.add_parser("cheatsheet", help="every layer's gradients on a sheet of paper")
     card.add_argument("-o", dest="out", type=Path, default=Path("cheatsheet.pdf"), metavar="FILE")
     card.add_argument("--paper", choices=["a4", "letter"], default="a4")
     for command in (desk, lesson, card):
@@ -82,7 +82,6 @@ def verify(name=None):
         LookupError: nothing bears the name.
 
     """
-    import os
     from concurrent.futures import ThreadPoolExecutor
 
     import jax
@@ -178,15 +177,15 @@ def accept(paths=()):
     if notebooks.PACKED in notebooks.FOLDER.parents:
         raise RuntimeError("accept: is for a clone of the collection, and this is an installed one")
     from handgrad.catalog import table
+    from handgrad.classroom.handout import write
 
     named = [path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb"))
     notebooks.accept(named)
     if any(path.parent == notebooks.FOLDER for path in named):
-        for path, text in notebooks.connected().items():
-            path.write_text(text, "utf-8")
         readme = notebooks.FOLDER.parent / "README.md"
         before, _, after = readme.read_text("utf-8").split(MARK)
-        readme.write_text(f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}", "utf-8")
+        texts = notebooks.connected() | {readme: f"{before}{MARK}\n\n{table()}\n\n{MARK}{after}"}
+        write({path: text.encode() for path, text in texts.items()}, force=True)
     return 0
 
 
