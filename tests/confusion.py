@@ -15,6 +15,7 @@ import numpy as np
 from handgrad.catalog import ROWS
 from handgrad.check.arrays import argument_names, float_arguments, once, put
 from handgrad.check.compare import Judge, compare_leaf, noise
+from handgrad.check.explain import explained
 from handgrad.check.rule import prove, suspects_of
 
 SEEDS = range(1)
@@ -142,6 +143,7 @@ class Case(NamedTuple):
     residuals: object
     true: dict
     judges: dict
+    suspects: object
 
     def rule(self, dz=None, residuals=None):
         """The right rule's cotangents by name, on these operands."""
@@ -196,7 +198,7 @@ def case(layer, args, hyper, seed):
         for j, i in enumerate(which)
     }
     true = {names[i]: np.asarray(d) for i, d in zip(which, cotangents, strict=True)}
-    return Case(layer, args, hyper, dz, np.asarray(z), residuals, true, judges)
+    return Case(layer, args, hyper, dz, np.asarray(z), residuals, true, judges, suspects)
 
 
 PLANTS = {}
@@ -448,7 +450,9 @@ def random_errors(case, rng):
 
 def judge(case, name, d):
     """The verdict on the cotangent d of an argument."""
-    return compare_leaf("d" + name, d, case.true[name], case.judges[name])
+    judge = case.judges[name]._replace(findings=[])
+    verdict = compare_leaf("d" + name, d, case.true[name], judge)
+    return explained([verdict], judge.findings, case.suspects)[0]
 
 
 def confusion(all_cases):

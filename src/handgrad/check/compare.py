@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_structure
 
 from handgrad.check.arrays import is_float
-from handgrad.check.mistakes import Evidence, diagnose
+from handgrad.check.explain import Finding
 from handgrad.check.report import Verdict
 
 # Relative to the largest entry. Rounding leaves some hundred machine epsilons; a mistake, far more.
@@ -18,14 +18,16 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-
 class Judge(NamedTuple):
     """What the comparison of one gradient needs besides the two arrays.
 
-    noise is the floor (32.5); agree what to say of a right one; evidence(leaf) what is known of a
-    wrong one, as keywords of Evidence; born(which) the operation that made a NaN or an infinity,
-    in "hand" or in "JAX"; rounding(leaf) how far roundings move the true one, by measurement.
+    noise is the floor (32.5); agree what to say of a right one; place that of its first leaf, and
+    findings the list that gathers what is to be explained; born(which) the operation that made a
+    NaN or an infinity, in "hand" or in "JAX"; rounding(leaf) how far roundings move the true one,
+    by measurement.
     """
 
     noise: float
     agree: str
-    evidence: object = lambda leaf: {}
+    place: int = 0
+    findings: list | None = None
     born: object = lambda which: None
     rounding: object = lambda leaf: 0.0
 
@@ -79,28 +81,23 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
     def off(a, b):
         return np.abs(a - b) > TOLERANCE[coarser] * np.abs(b).max(initial=0.0) + floor
 
-    evidence = Evidence(off)
-    if mine.shape == theirs.shape and not evidence.close(mine, theirs):
+    def differs():
+        return mine.shape != theirs.shape or off(mine, theirs).any()
+
+    if mine.shape == theirs.shape and differs():
         floor = max(floor, _measured(judge, leaf))
         agree += f"; roundings alone may move it by {floor:.0e}"
-    if evidence.close(mine, theirs):
+    finding = Finding(name, judge.place + leaf, mine, theirs, off, differs())
+    if judge.findings is not None:
+        judge.findings.append(finding)
+    if not finding.wrong:
         return Verdict(name, mine.shape, True, agree)
-    unknown = "no known mistake"
-    try:
-        evidence = evidence._replace(**judge.evidence(leaf))
-        mistakes, words = diagnose(name, mine, theirs, evidence)
-    except Exception as problem:  # whatever the search meets in the reader's code, a verdict is due
-        mistakes, words = (), ""
-        unknown = f"the search for the mistake stopped at {type(problem).__name__}"
     if mine.shape != theirs.shape:
-        expected = f"expected shape {theirs.shape}"
-        return wrong(f"{expected}; {words}" if words else expected, mistakes or ("shape",))
-    if not words:
-        where = np.unravel_index(np.abs(mine - theirs).argmax(), mine.shape)
-        words = f"{unknown}; the largest error sits{_at(where)}: "
-        digits = next(d for d in (4, 8, 12, 17) if _digits(mine[where], theirs[where], d))
-        words += f"{mine[where]:.{digits}g}, expected {theirs[where]:.{digits}g}"
-    return wrong(words, mistakes)
+        return wrong(f"expected shape {theirs.shape}", ("shape",))
+    where = np.unravel_index(np.abs(mine - theirs).argmax(), mine.shape)
+    digits = next(d for d in (4, 8, 12, 17) if _digits(mine[where], theirs[where], d))
+    words = f"no known mistake; the largest error sits{_at(where)}: "
+    return wrong(f"{words}{mine[where]:.{digits}g}, expected {theirs[where]:.{digits}g}")
 
 
 def right(*operands):

@@ -16,6 +16,7 @@ from handgrad.check.arrays import (
     scalar,
 )
 from handgrad.check.compare import Judge, compare, noise
+from handgrad.check.explain import explained
 from handgrad.check.jaxpr import birth_of_nan, rounding
 from handgrad.check.report import Report
 from handgrad.check.variants import Operands, Suspects
@@ -59,17 +60,18 @@ def check_gradient(hand, f, /, *args):
     suspects = Suspects(total, at, lambda at: {})
     born = cache(lambda who: birth_of_nan(gradient, floats) if who == "JAX" else None)
     measured = cache(lambda: rounding(jax.grad(loss), true, floats))
-    verdicts = []
+    verdicts, findings = [], []
     for j, (i, mine, theirs) in enumerate(zip(which, hand, true, strict=True)):
         judge = Judge(
             noise(value, args[i]),
             "matches jax.grad",
             suspects.of_argument(j),
+            findings,
             born,
             lambda leaf, j=j: tree_leaves(measured()[j])[leaf],
         )
         verdicts += compare("d" + names[i], mine, theirs, judge)
-    return Report(verdicts).conclude()
+    return Report(explained(verdicts, findings, suspects)).conclude()
 
 
 def _holds_one(hand, arg):

@@ -21,6 +21,7 @@ from handgrad.check.arrays import (
     put,
 )
 from handgrad.check.compare import TOLERANCE, Judge, compare, compare_leaf, noise, size
+from handgrad.check.explain import explained
 from handgrad.check.jaxpr import birth_of_nan
 from handgrad.check.mistakes import Mistake
 from handgrad.check.report import GradientMismatch, Report, Verdict
@@ -180,24 +181,24 @@ def _oracles(f, hyper, which, dz, precise, directions):
 def _judge(rule, draw, value, hand):
     args, _, which, dz, directions, true = draw
     names = argument_names(rule[0], args)
-    suspects = suspects_of(rule, which, draw.precise, as_float64(dz))
+    mended = partial(_with_other_residuals, rule, which, args, dz)
+    suspects = suspects_of(rule, which, draw.precise, as_float64(dz), mended)
     born = cache(partial(_born, rule=rule, which=which, args=args, dz=dz))
-    mended = cache(partial(_with_other_residuals, rule, args, dz))
     for mine, theirs in zip(tree_leaves(value), tree_leaves(true.value), strict=True):
         verdict = compare_leaf("value", mine, theirs, Judge(0.0, ""))
         if not verdict.right:
             yield verdict._replace(words=f"f_fwd returns another value than f: {verdict.words}")
+    judged, findings = [], []
     for i, name in enumerate(names):
         if i not in which:
             if hand[i] is not None:
                 words = f"expected None: {name} is not differentiable"
-                yield Verdict("d" + name, (), False, words, ("None",))
+                judged.append(Verdict("d" + name, (), False, words, ("None",)))
             continue
         j = which.index(i)
         agree = "matches reverse mode, forward mode and differences"
-
-        evidence = partial(_evidence, suspects.of_argument(j), mended, i)
-        judge = Judge(noise(true.scale, args[i]), agree, evidence, born)
+        place = suspects.of_argument(j)
+        judge = Judge(noise(true.scale, args[i]), agree, place, findings, born)
         verdicts = compare("d" + name, hand[i], true.reverse[j], judge)
         if all(verdict.right for verdict in verdicts):
             leaves = map(tree_leaves, (hand[i], args[i]))
@@ -218,14 +219,8 @@ def _judge(rule, draw, value, hand):
                 if not abs(terms.sum() - theirs) <= relative * np.abs(terms).sum() + margin:
                     words = f"matches reverse mode, yet not {oracle}: is there a kink or a tie?"
                     verdicts = [v._replace(right=False, words=words) for v in verdicts]
-        yield from verdicts
-
-
-def _evidence(suspects, mended, i, leaf):
-    def of_leaf():
-        return [(m, np.asarray(tree_leaves(cotangents[i])[leaf])) for m, cotangents in mended()]
-
-    return suspects(leaf) | {"mended": of_leaf}
+        judged += verdicts
+    yield from explained(judged, findings, suspects)
 
 
 def _of_dtype(verdict, mine, arg):
@@ -235,7 +230,7 @@ def _of_dtype(verdict, mine, arg):
     return verdict._replace(right=False, words=words, mistakes=("dtype",))
 
 
-def suspects_of(rule, which, args, dz):
+def suspects_of(rule, which, args, dz, mended=tuple):
     """The Suspects of a rule: a derivation of one step, from args to z, whose cotangent is dz."""
     f, _, f_bwd, hyper = rule
     z = [*argument_names(f_bwd, ((), ()))][1].removeprefix("d")  # as the reader calls it
@@ -249,10 +244,10 @@ def suspects_of(rule, which, args, dz):
 
     slots = {z: tree_map(np.zeros_like, dz)}
     floats, rest = [args[i] for i in which], [args[i] for i in others]
-    return Suspects(total, Operands(floats, rest, slots, {z: dz}, {z: np.True_}), values)
+    return Suspects(total, Operands(floats, rest, slots, {z: dz}, {z: np.True_}), values, mended)
 
 
-def _with_other_residuals(rule, args, dz):
+def _with_other_residuals(rule, which, args, dz):
     # The rule once more, with the output where its residuals hold the input, and the reverse.
     _, f_fwd, f_bwd, hyper = rule
     z, residuals = f_fwd(*args, **hyper)
@@ -267,7 +262,8 @@ def _with_other_residuals(rule, args, dz):
                         other = [*leaves[:k], needed, *leaves[k + 1 :]]
                         what = f"the wrong residual: this formula wants the {words} of the layer"
                         cotangents = f_bwd(tree_unflatten(tree, other), dz, **hyper)
-                        mended.append((Mistake("residual", what), cotangents))
+                        arrays = tree_leaves([cotangents[i] for i in which])
+                        mended.append((Mistake("residual", what), list(map(np.asarray, arrays))))
     return mended
 
 

@@ -23,6 +23,7 @@ from handgrad.check.arrays import (
     scalar,
 )
 from handgrad.check.compare import Judge, compare, noise, right
+from handgrad.check.explain import explained
 from handgrad.check.jaxpr import birth_of_nan, rounding
 from handgrad.check.report import Report, Verdict
 from handgrad.check.variants import Operands, Suspects, exchanged
@@ -120,13 +121,14 @@ def check_steps(loss, /, *, at, **steps):
         moves = rounding(backward, (of_floats, of_slots), here.floats, slots, taken)
         return {n: moves[0][j] for n, j in arguments.items()} | moves[1]
 
-    def judge(name, words):
+    def judge(name, words, findings=None):
         of_leaf = lambda leaf: tree_leaves(measured()[name])[leaf]  # noqa: E731
         if name in taps:
-            return Judge(noise(value, taps[name]), words, suspects.of_tap(name), born, of_leaf)
-        j = arguments[name]
-        evidence = suspects.of_argument(j)
-        return Judge(noise(value, here.floats[j]), words, evidence, born, of_leaf)
+            floor, place = noise(value, taps[name]), suspects.of_tap(name)
+        else:
+            j = arguments[name]
+            floor, place = noise(value, here.floats[j]), suspects.of_argument(j)
+        return Judge(floor, words, place, findings, born, of_leaf)
 
     endless = " and ".join("d" + name for name in taps if taken[name] and not _finite(own[name]))
 
@@ -135,8 +137,9 @@ def check_steps(loss, /, *, at, **steps):
         if _finite(true[name]) and not _finite(given[name]):
             words = f"cannot be judged: your {endless} is not finite"
             return [Verdict(step, np.shape(mine), True, words)]
-        return compare(step, mine, given[name], judge(name, "right"))
+        return compare(step, mine, given[name], judge(name, "right", findings))
 
+    findings = []
     verdicts = {step: judged_of(step, mine) for step, mine in steps.items()}
     wrong = [step for step, judged in verdicts.items() if not all(v.right for v in judged)]
 
@@ -162,7 +165,8 @@ def check_steps(loss, /, *, at, **steps):
         names = " and ".join(reached_by(step))
         return [v._replace(words=f"right given your {names}") for v in judged] if names else judged
 
-    report = Report(itertools.chain.from_iterable(settled(*item) for item in verdicts.items()))
+    judged = itertools.chain.from_iterable(settled(*item) for item in verdicts.items())
+    report = Report(explained(judged, findings, suspects))
     first = next((step for step in wrong if not reached_by(step)), "".join(wrong[:1]))
     return report.conclude(f"Mend {first} first." if wrong else "")
 

@@ -63,39 +63,44 @@ class Target(NamedTuple):
 class Suspects:
     """The alternatives of all gradients of one check, computed when the first of them is asked for.
 
-    of_argument(j) and of_tap(name) give, for a leaf of that value, the keywords of Evidence.
+    A gradient goes by its place: its leaf's number among those of (at.floats, at.slots).
     """
 
-    def __init__(self, total, at, values):
-        """total(at) is the scalar loss, at its Operands, and values(at) what the taps see there."""
+    def __init__(self, total, at, values, mended=tuple):
+        """total(at) is the scalar loss, at its Operands, and values(at) what the taps see there.
+
+        mended() is what the reader's own rule gives without a mistake: pairs of a Mistake and the
+        arrays by their places.
+        """
         self.total, self.at, self.values = total, at, values
+        self.mended = cache(lambda: list(mended()))
         self.here = cache(lambda: values(at))
         self.alternatives = cache(lambda: alternatives(total, at, self.here()))
         self.totals = once(jax.vmap(total))
 
     def of_argument(self, j):
-        """The evidence on the leaves of the j-th differentiable argument."""
-        before = len(jax.tree.leaves(self.at.floats[:j]))
-        return lambda leaf: self._evidence(None, before + leaf)
+        """The place of the first leaf of the j-th differentiable argument."""
+        return len(jax.tree.leaves(self.at.floats[:j]))
 
     def of_tap(self, name):
-        """The evidence on the leaves of the tap of that name."""
+        """The place of the first leaf of the tap of that name."""
         before = [self.at.slots[tap] for tap in sorted(self.at.slots) if tap < name]
-        before = len(jax.tree.leaves((self.at.floats, before)))
-        return lambda leaf: self._evidence(name, before + leaf)
+        return len(jax.tree.leaves((self.at.floats, before)))
 
-    def _evidence(self, tap, place):
+    def evidence(self, place):
+        """What is known of the gradient at a place, as keywords of Evidence."""
         targets = {t.place: t for t in _targets(self.at, self.here())}
         sizes = [x.shape for x in jax.tree.leaves((self.at.floats, self.here()))]
         counts = {int(n) for s in sizes for n in (*s, np.prod(s[:-1]), np.prod(s))}
         evidence = {
             "counts": tuple(sorted(counts - {0, 1})),
             "alternatives": lambda: self.alternatives()[place],
+            "mended": lambda: [(mistake, arrays[place]) for mistake, arrays in self.mended()],
         }
         if place in targets:
             target = targets[place]
             evidence["at_a_kink"] = lambda places: kinked(self.totals, self.at, target, places)
-            for above in (t.tap for t in targets.values() if t.tap not in (None, tap)):
+            for above in (t.tap for t in targets.values() if t.tap not in (None, target.tap)):
                 dz = np.asarray(self.at.own[above])
                 if self.at.taken[above] and dz.shape == target.value.shape:
                     evidence["argument"], evidence["upstream"] = target.value, dz
