@@ -14,8 +14,9 @@ import numpy as np
 
 from handgrad.catalog import ROWS
 from handgrad.check.arrays import argument_names, float_arguments, once, put
-from handgrad.check.compare import Judge, compare_leaf, noise
+from handgrad.check.compare import Judge, compare_leaf
 from handgrad.check.explain import explained
+from handgrad.check.rounding import Rounding
 from handgrad.check.rule import prove, suspects_of
 
 SEEDS = range(1)
@@ -192,10 +193,16 @@ def case(layer, args, hyper, seed):
     z, cotangents, residuals = oracle(args, dz)
     rule = layer.f, layer.f_fwd, layer.f_bwd, hyper
     suspects = suspects_of(rule, which, args, dz)
-    scale = np.abs(np.multiply(dz, z)).sum()
+    floats = [args[i] for i in which]
+
+    def reverse(floats):
+        return jax.vjp(lambda *fs: layer.f(*put(args, which, fs), **hyper), *floats)[1](dz)
+
+    rounding = Rounding(reverse, reverse, cotangents, floats)
+    places = [suspects.of_argument(j) for j in range(len(which))]
     judges = {
-        names[i]: Judge(noise(scale, args[i]), "right", suspects.of_argument(j))
-        for j, i in enumerate(which)
+        names[i]: Judge("right", place, rounding=rounding.from_(place)[0])
+        for i, place in zip(which, places, strict=True)
     }
     true = {names[i]: np.asarray(d) for i, d in zip(which, cotangents, strict=True)}
     return Case(layer, args, hyper, dz, np.asarray(z), residuals, true, judges, suspects)

@@ -40,7 +40,7 @@ WRONG = {
         "dx .*nan at .* a division; expected",
     ),
     "none": (lambda dx, dW, db: (None, dW, db), "dx .*None; expected a gradient"),
-    "too few": (lambda dx, dW, db: (dx, dW), "expected a tuple of 3 cotangents; got 2"),
+    "too few": (lambda dx, dW, db: (dx, dW), r"3 cotangents \(dx, dW, db\); got 2: db is missing"),
     "no tuple": (lambda dx, dW, db: dx, "expected a tuple of 3 cotangents"),
 }
 
@@ -97,16 +97,16 @@ def test_jax_itself_is_caught_by_the_differences():
         check_rule(cube, lambda x: (cube(x), x), lambda x, dz: (2 * x**2 * dz,), X)
 
 
-def test_a_kink_is_caught():
-    with pytest.raises(GradientMismatch, match="kink"):
-        check_rule(hg.relu, hg.relu_fwd, hg.relu_bwd, np.array([0.0, 1.0, -1.0]))
+def test_a_kink_is_said_and_blamed_on_nobody(capsys):
+    check_rule(hg.relu, hg.relu_fwd, hg.relu_bwd, np.array([0.0, 1.0, -1.0]))
+    assert "at a kink, where the slope is a choice" in capsys.readouterr().out
 
 
 def test_where_jax_gives_nan_it_is_not_the_judge():
     def naive(z):
         return jnp.log(jnp.exp(z).sum())
 
-    with pytest.raises(GradientMismatch, match="it cannot judge here"):
+    with pytest.raises(GradientMismatch, match="here: a value of f is inf, born in an exponential"):
         check_rule(naive, hg.logsumexp_fwd, hg.logsumexp_bwd, np.array([1.0, 1000.0]))
 
 
@@ -282,27 +282,25 @@ def confident(z, y):
     return lambda b: -jax.nn.log_softmax(z + b)[picked].mean(), dz
 
 
-def test_what_roundings_alone_may_do_is_allowed_for_and_said(capsys):
+def test_what_roundings_alone_may_do_is_allowed_for():
     z, y = jnp.asarray(rng.normal(size=(30, 6)), "float32"), rng.integers(6, size=30)
     loss, dz = confident(z, y)  # the difference of 1/30 and almost 1/30
     check_gradient(dz, loss, jnp.zeros_like(z))
     check_steps(lambda b: loss(tap("c", b + 0)), at=(jnp.zeros_like(z),), dc=dz, db=dz)
-    said = capsys.readouterr().out
-    assert len(re.findall(r"d[bc]  \(30, 6\) .*; roundings alone may move it by \de-08", said)) == 2
     for wrong in (-5 * dz, 1 / 30 + dz):
         with pytest.raises(GradientMismatch):
             check_gradient(wrong, loss, jnp.zeros_like(z))
 
 
-def test_a_sum_that_cancels_may_be_added_up_in_another_order():
+@pytest.mark.parametrize(("left", "said"), [(1.0, "WRONG"), (1e-3, "cannot be judged here")])
+def test_a_sum_that_cancels_may_be_added_up_in_another_order(left, said):
     x, a = rng.choice([-1.0, 1.0], size=4000), rng.normal(size=4000)
-    a[0] -= x[0] * (x @ a - 1e-3)
-    x, a = (
-        jnp.asarray(v, "float32") for v in (x, a)
-    )  # x @ a is the 1e-3 that some thousands leave
+    a[0] -= x[0] * (x @ a - left)  # what some thousands leave
+    x, a = (jnp.asarray(v, "float32") for v in (x, a))
     hand = 2 * (np.float64(x) @ np.float64(a)) * a
-    check_gradient(hand, lambda x: (x @ a) ** 2, x)
-    with pytest.raises(GradientMismatch):
+    if said == "WRONG":
+        check_gradient(hand, lambda x: (x @ a) ** 2, x)
+    with pytest.raises(GradientMismatch, match=said):
         check_gradient(-hand, lambda x: (x @ a) ** 2, x)
 
 
@@ -354,7 +352,9 @@ def test_steps_take_lists_masks_and_say_what_cannot_be_judged():
 
     with pytest.raises(GradientMismatch, match="right given your dz"):
         check_steps(square, at=(W,), dz=(-dz).tolist(), dW=-x.T @ dz)
-    with pytest.raises(GradientMismatch, match=r"dW .*cannot be judged: your dz is not finite"):
+    with pytest.raises(
+        GradientMismatch, match=r"dW .*cannot be judged here: your dz is not finite"
+    ):
         check_steps(square, at=(W,), dz=dz * np.nan, dW=x.T @ (dz * np.nan))
     check_steps(
         lambda x: (tap("a", x * tap("mask", x > 0)) ** 2).sum(),
@@ -569,7 +569,7 @@ def test_a_notebook_shows_the_same_as_a_table():
     assert table.count("<tr>") == len(ORDER) + 1 and "Mend dz2 first." in table
     assert table.count("✗") == table.count("<b>WRONG:</b>") == 1
     assert table.count("✓") == len(ORDER) - 1
-    assert "&lt;" in hg.check.Report([hg.check.Verdict("d<x>", (), True, "")]).html()
+    assert "&lt;" in hg.check.Report([hg.check.Verdict("d<x>", (), "right", "")]).html()
 
 
 def test_a_kernel_shows_the_table_and_prints_nothing(monkeypatch, capsys):

@@ -15,7 +15,7 @@ import pytest
 from kernel import NOTEBOOKS, REGION, Kernel, prose, sections
 
 from handgrad import GradientMismatch
-from handgrad.check import rule
+from handgrad.check import oracles
 from handgrad.check.arrays import put
 
 TESTS = NOTEBOOKS[0].parents[1] / "tests" / "layers"
@@ -25,16 +25,16 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def reverse_mode_alone(f, hyper, which, dz, precise, directions):
     """The truth on a rule as check_rule wants it, where all three oracles say what one does."""
+    floats = [oracles._floats(precise[i]) for i in which]
 
     def plain(floats):
         return f(*put(precise, which, floats), **hyper)
 
-    z, pull = jax.vjp(plain, [precise[i] for i in which])
+    z, pull = jax.vjp(plain, floats)
     (reverse,) = pull(jax.tree.map(lambda c, o: jnp.asarray(c, o.dtype), dz, z))
     size = sum(jnp.abs(c * o).sum() for c, o in zip(*map(jax.tree.leaves, (dz, z)), strict=True))
-    slopes = [rule._inner(*pair) for pair in zip(reverse, directions, strict=True)]
-    margin = 1e-12 * size
-    return rule._Truth(z, reverse, slopes, slopes, [margin] * len(slopes), size, margin)
+    slopes = [oracles._inner(*pair) for pair in zip(reverse, directions, strict=True)]
+    return oracles.Truth(z, reverse, slopes, slopes, [0.0] * len(slopes), size)
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -44,8 +44,9 @@ def executed(request):
     with pytest.MonkeyPatch.context() as monkeypatch:
         # That a gradient is wrong is enough here: one oracle, not compiled, and no name for it.
         monkeypatch.setattr("handgrad.check.explain.explain", lambda *operands: {})
-        monkeypatch.setattr("handgrad.check.rule._oracles", reverse_mode_alone)
-        monkeypatch.setattr("handgrad.check.rule.once", lambda f: f)
+        monkeypatch.setattr("handgrad.check.oracles._oracles", reverse_mode_alone)
+        for module in ("oracles", "rule"):
+            monkeypatch.setattr(f"handgrad.check.{module}.once", lambda f: f)
         kernel = Kernel(monkeypatch, path.parent)
         blamed = [(cell, kernel.run(cell)) for part in sections(path) for cell in part]
         yield path, kernel, kernel.saved(), blamed

@@ -134,7 +134,7 @@ def _proved(row):
         try:
             found = prove(row.f, row.f_fwd, row.f_bwd, same, **dict(hyper))
         except GradientMismatch as mistake:
-            return [Verdict(row.name, (), False, str(mistake))]
+            return [Verdict(row.name, (), "wrong", str(mistake))]
         for verdict in found:
             if verdict.name not in verdicts or verdicts[verdict.name].right:
                 verdicts[verdict.name] = verdict

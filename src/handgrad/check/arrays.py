@@ -1,6 +1,7 @@
 """Anybody's arguments: their names, and which of them are differentiable."""
 
 import inspect
+from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -24,11 +25,14 @@ def as_arrays(arg):
 
     A plain int stays one, so that a function may use it as a size; so do words and functions.
     """
-    if isinstance(arg, int | str) or callable(arg):
-        return arg
-    if isinstance(arg, list) and not any(np.ndim(leaf) for leaf in tree_leaves(arg)):
+    if isinstance(arg, list) and arg and not any(np.ndim(leaf) for leaf in tree_leaves(arg)):
         arg = np.asarray(arg)
-    return tree_map(jnp.asarray, arg)
+    return tree_map(lambda a: a if is_static(a) else jnp.asarray(a), arg)
+
+
+def is_static(leaf):
+    """Whether a leaf is a plain int, a word or a function, which JAX does not trace."""
+    return isinstance(leaf, int | str) or callable(leaf)
 
 
 def argument_names(f, args):
@@ -65,11 +69,36 @@ def other_arguments(args, which):
 
 
 def put(args, which, floats):
-    """The arguments, with others for those of the places `which`."""
+    """The arguments, with others for the float leaves of those at the places `which`."""
     full = list(args)
     for i, value in zip(which, floats, strict=True):
-        full[i] = value
+        others = iter(tree_leaves(value))
+        full[i] = tree_map(lambda a, others=others: next(others) if is_float(a) else a, args[i])
     return full
+
+
+def floats_of(arg):
+    """The argument with None for each leaf that is not differentiable."""
+    return tree_map(lambda a: a if is_float(a) else None, arg)
+
+
+@contextmanager
+def traced(name):
+    """Say in one line why JAX cannot trace the function of that name.
+
+    Raises:
+        TypeError: it asks for the value of what is being traced.
+
+    """
+    try:
+        yield
+    except jax.errors.TracerArrayConversionError:
+        why = "NumPy computes with numbers only; expected jax.numpy where it sees its arguments"
+    except jax.errors.ConcretizationTypeError:
+        why = "an if, a loop or an int depends on a value; expected jnp.where, or jax.lax.cond"
+    else:
+        return
+    raise TypeError(f"{name}: JAX cannot differentiate it: {why}") from None
 
 
 def scalar(f):

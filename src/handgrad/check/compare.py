@@ -1,117 +1,154 @@
 """Judge an array against the true one.    Derivation: notebooks/32_checker.ipynb"""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves, tree_structure
+from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves
 
 from handgrad.check.arrays import is_float
 from handgrad.check.explain import Finding
-from handgrad.check.report import Verdict
+from handgrad.check.report import RIGHT, UNJUDGED, WRONG, Verdict
 
-# Relative to the largest entry. Rounding leaves some hundred machine epsilons; a mistake, far more.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+DIGITS = 16  # machine epsilons of an entry itself that are not looked at
+
+# Relative to the largest entry, for the arrays that mistakes would give: these only name one.
+LOOSE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 class Judge(NamedTuple):
     """What the comparison of one gradient needs besides the two arrays.
 
-    noise is the floor (32.5); agree what to say of a right one; place that of its first leaf, and
-    findings the list that gathers what is to be explained; born(which) the operation that made a
-    NaN or an infinity, in "hand" or in "JAX"; rounding(leaf) how far roundings move the true one,
-    by measurement.
+    agree is what to say of a right one; place that of its first leaf, and findings the list that
+    gathers what is to be explained; born(which) the operation that made a NaN or an infinity, in
+    "hand" or in "JAX"; rounding(leaf) how far roundings move each entry of the true one, measured;
+    fragile() whether they move it as far as it is long; and reason why nothing can be judged here.
     """
 
-    noise: float
     agree: str
     place: int = 0
     findings: list | None = None
-    born: object = lambda which: None
-    rounding: object = lambda leaf: 0.0
+    born: Callable = lambda which: None
+    rounding: Callable = lambda leaf: 0.0
+    fragile: Callable = lambda leaf: False
+    reason: str = ""
 
 
 def compare(name, mine, theirs, judge):
     """The Verdicts of a gradient, one a leaf; the leaves of a tree are named by their path."""
-    leaves, tree = tree_flatten_with_path(theirs)
+    leaves, _ = tree_flatten_with_path(theirs)
     shape = leaves[0][1].shape if len(leaves) == 1 else ()
+    if judge.reason:
+        return [unjudged(name, shape, judge.reason)]
     if mine is None:
-        return [Verdict(name, shape, False, "None; expected a gradient", ("missing",))]
+        return [Verdict(name, shape, WRONG, "None; expected a gradient", ("missing",))]
     if len(leaves) == 1 and not leaves[0][0]:
         return [compare_leaf(name, mine, theirs, judge)]
-    if tree_structure(mine) != tree:
-        words = f"expected the structure {tree}; got {tree_structure(mine)}"
-        return [Verdict(name, (), False, words, ("structure",))]
-    return [
-        compare_leaf(name + keystr(path), m, t, judge, leaf)
-        for leaf, (m, (path, t)) in enumerate(zip(tree_leaves(mine), leaves, strict=True))
-    ]
+    given, _ = tree_flatten_with_path(mine)
+    given = {keystr(path): leaf for path, leaf in given}
+    verdicts = []
+    for leaf, (path, true) in enumerate(leaves):
+        path = keystr(path)
+        if path in given:
+            verdicts.append(compare_leaf(name + path, given.pop(path), true, judge, leaf))
+        else:
+            words = "missing; expected a gradient of this name"
+            verdicts.append(Verdict(name + path, true.shape, WRONG, words, ("structure",)))
+    known = {keystr(path) for path, _ in leaves}
+    for path, leaf in given.items():
+        if path not in known and is_float(leaf):
+            words = "no such gradient is expected"
+            verdicts.append(Verdict(name + path, np.shape(leaf), WRONG, words, ("structure",)))
+    return verdicts
+
+
+def unjudged(name, shape, reason):
+    """The Verdict where nothing can be said, and why."""
+    return Verdict(name, shape, UNJUDGED, f"cannot be judged here: {reason}")
 
 
 def compare_leaf(name, mine, theirs, judge, leaf=0):
     """The Verdict of one array."""
-    theirs = np.asarray(theirs)
+    kind = np.asarray(theirs).dtype
+    theirs = np.asarray(theirs).astype("float64")
     try:
         mine = np.asarray(mine)
         if np.iscomplexobj(mine):
             raise TypeError
-        dtype = mine.dtype if str(mine.dtype) in TOLERANCE else np.dtype("float64")
         mine = mine.astype("float64")
     except (TypeError, ValueError):
         words = f"expected an array of real numbers; got {_kind(mine)}"
-        return Verdict(name, theirs.shape, False, words, ("dtype",))
-    kinds = [kind for kind in (str(dtype), str(theirs.dtype)) if kind in TOLERANCE]
-    coarser = max(kinds, key=TOLERANCE.__getitem__)
-    theirs = theirs.astype("float64")
-    agree = judge.agree if coarser == "float64" else f"{judge.agree}, to the digits of {coarser}"
-    wrong = partial(Verdict, name, mine.shape, False)
+        return Verdict(name, theirs.shape, WRONG, words, ("dtype",))
+    wrong = partial(Verdict, name, mine.shape, WRONG)
     if not np.isfinite(theirs).all():
         where = _first(~np.isfinite(theirs))
         words = f"JAX's own gradient is {theirs[where]}{_at(where)}{_born(judge, 'JAX')}"
-        return wrong(f"{words}: it cannot judge here", ("JAX",))
+        return unjudged(name, mine.shape, words)
     if not np.isfinite(mine).all():
         where = _first(~np.isfinite(mine))
-        value, kind = mine[where], "NaN" if np.isnan(mine[where]) else "inf"
+        value, what = mine[where], "NaN" if np.isnan(mine[where]) else "inf"
         expected = f"; expected {theirs[where]:.4g}" if mine.shape == theirs.shape else ""
-        return wrong(f"{value}{_at(where)}{_born(judge, 'hand')}{expected}", (kind,))
+        return wrong(f"{value}{_at(where)}{_born(judge, 'hand')}{expected}", (what,))
 
-    floor = judge.noise
-
-    def off(a, b):
-        return np.abs(a - b) > TOLERANCE[coarser] * np.abs(b).max(initial=0.0) + floor
-
-    def differs():
-        return mine.shape != theirs.shape or off(mine, theirs).any()
-
-    if mine.shape == theirs.shape and differs():
-        floor = max(floor, _measured(judge, leaf))
-        agree += f"; roundings alone may move it by {floor:.0e}"
-    finding = Finding(name, judge.place + leaf, mine, theirs, off, differs())
+    tolerance = _Tolerance(mine, theirs, kind, partial(judge.rounding, leaf))
+    differs = tolerance.off(mine, theirs)
+    if not differs.any():
+        if judge.fragile(leaf):
+            return unjudged(name, mine.shape, "roundings move the gradient as far as it is long")
+        digits = "" if str(kind) == "float64" else f", to the digits of {kind}"
+        finding = Finding(name, judge.place + leaf, mine, theirs, tolerance.off, False)
+        if judge.findings is not None:
+            judge.findings.append(finding)
+        return Verdict(name, mine.shape, RIGHT, judge.agree + digits)
     if judge.findings is not None:
+        finding = Finding(name, judge.place + leaf, mine, theirs, tolerance.off, True)
         judge.findings.append(finding)
-    if not finding.wrong:
-        return Verdict(name, mine.shape, True, agree)
     if mine.shape != theirs.shape:
         return wrong(f"expected shape {theirs.shape}", ("shape",))
-    where = np.unravel_index(np.abs(mine - theirs).argmax(), mine.shape)
+    where = np.unravel_index(np.where(differs, np.abs(mine - theirs), 0).argmax(), mine.shape)
     digits = next(d for d in (4, 8, 12, 17) if _digits(mine[where], theirs[where], d))
     words = f"no known mistake; the largest error sits{_at(where)}: "
     return wrong(f"{words}{mine[where]:.{digits}g}, expected {theirs[where]:.{digits}g}")
 
 
+class _Tolerance:
+    """Which entries differ, by what roundings may do to each of them."""
+
+    def __init__(self, mine, theirs, kind, measure):
+        self.mine, self.theirs, self.kind, self.measure = mine, theirs, kind, measure
+        info = jnp.finfo(kind)
+        self.digits = DIGITS * float(info.eps) * np.abs(theirs) + float(info.tiny)
+        self.near = None  # not measured before it is needed
+
+    def off(self, a, b):
+        """A mask of the entries of a that differ from b."""
+        if a.shape != b.shape:
+            return np.ones(a.shape or (1,), bool)
+        if b is self.theirs:
+            differs = np.abs(a - b) > self.digits
+            if not differs.any():
+                return differs
+            return np.abs(a - b) > self.within()
+        # A wrong array is named by one that mistakes give: it must explain each of its errors.
+        differs = np.abs(a - b) > LOOSE[str(self.kind)] * np.abs(b).max(initial=0.0)
+        if a is self.mine and a.shape == self.theirs.shape:
+            errors = np.abs(a - self.theirs)
+            left = np.abs(a - b) > 0.01 * errors + self.within()
+            differs |= left & (errors > self.within())
+        return differs
+
+    def within(self):
+        """The tolerance of each entry."""
+        if self.near is None:
+            self.near = self.digits + np.broadcast_to(self.measure(), self.theirs.shape)
+        return self.near
+
+
 def right(*operands):
     """Whether compare(*operands) finds no fault."""
     return all(verdict.right for verdict in compare(*operands))
-
-
-def noise(value, arg):
-    """The slope by which all entries together explain some roundings of the loss, (32.5)."""
-    value, arg = (list(map(np.asarray, filter(is_float, tree_leaves(a)))) for a in (value, arg))
-    eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in (*value, *arg)), default=0.0)
-    entries = max(sum(leaf.size for leaf in arg), 1)
-    # a small argument does not make a loss coarser
-    return 32 * eps * abs(float(value[0])) / (entries * max(1.0, float(size(arg))))
 
 
 def size(arg):
@@ -153,16 +190,14 @@ _OPERATIONS = {
 }
 
 
-def _measured(judge, leaf):
-    try:
-        return judge.rounding(leaf)
-    except Exception:  # a program that cannot be run once more is judged by (32.5) alone
-        return 0.0
-
-
 def _born(judge, who):
     try:
         operation = judge.born(who)
     except Exception:  # a rule that cannot be traced has a NaN all the same
         return ""
+    return born_in(operation)
+
+
+def born_in(operation):
+    """The words that say which operation made a NaN or an infinity; none where none did."""
     return f", born in {_OPERATIONS.get(operation, operation)}" if operation else ""

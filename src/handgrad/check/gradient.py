@@ -4,33 +4,36 @@ from functools import cache
 
 import jax
 import numpy as np
-from jax.tree_util import tree_leaves
 
 from handgrad.check.arrays import (
     argument_names,
     as_arrays,
     float_arguments,
+    floats_of,
     once,
     other_arguments,
     put,
     scalar,
+    traced,
 )
-from handgrad.check.compare import Judge, compare, noise
+from handgrad.check.compare import Judge, born_in, compare
 from handgrad.check.explain import explained
-from handgrad.check.jaxpr import birth_of_nan, rounding
+from handgrad.check.jaxpr import birth_of_nan, changes
 from handgrad.check.report import Report
+from handgrad.check.rounding import Rounding
 from handgrad.check.variants import Operands, Suspects
 
 
-def check_gradient(hand, f, /, *args):
+def check_gradient(hand, f, /, *args, power=False):
     """Compare numbers with jax.grad of the scalar function f at args.
 
     hand is one gradient for each float argument (a tuple or list of them), or the gradient itself
     where there is but one. Lists, NumPy and JAX arrays, and trees of them, are welcome.
+    With power, it says what it would have caught (report.power holds it in any case).
 
     Raises:
-        GradientMismatch: a gradient is wrong.
-        TypeError: f is not scalar, or no argument is differentiable.
+        GradientMismatch: a gradient is wrong, or cannot be judged at args.
+        TypeError: f is not scalar, or not traceable, or no argument is differentiable.
         ValueError: hand does not hold one gradient for each float argument.
 
     """
@@ -43,14 +46,15 @@ def check_gradient(hand, f, /, *args):
         got = len(hand) if isinstance(hand, tuple | list) else 1
         wanted = ", ".join("d" + names[i] for i in which)
         raise ValueError(f"hand: expected {len(which)} gradients ({wanted}); got {got}")
-    floats = [args[i] for i in which]
+    floats = [floats_of(args[i]) for i in which]
 
     def loss(floats):
         return scalar(f)(*put(args, which, floats))
 
     gradient = jax.value_and_grad(loss)
     backward = once(gradient)
-    value, true = backward(floats)
+    with traced("f"):
+        value, true = jax.device_get(backward(floats))
     others = other_arguments(args, which)
 
     def total(at):
@@ -59,19 +63,24 @@ def check_gradient(hand, f, /, *args):
     at = Operands(floats, [args[i] for i in others], {}, {}, {})
     suspects = Suspects(total, at, lambda at: {})
     born = cache(lambda who: birth_of_nan(gradient, floats) if who == "JAX" else None)
-    measured = cache(lambda: rounding(jax.grad(loss), true, floats))
+    rounding = Rounding(lambda floats: backward(floats)[1], jax.grad(loss), true, floats)
+    reason = no_judge(value, loss, floats)
     verdicts, findings = [], []
     for j, (i, mine, theirs) in enumerate(zip(which, hand, true, strict=True)):
-        judge = Judge(
-            noise(value, args[i]),
-            "matches jax.grad",
-            suspects.of_argument(j),
-            findings,
-            born,
-            lambda leaf, j=j: tree_leaves(measured()[j])[leaf],
-        )
+        place = suspects.of_argument(j)
+        judge = Judge("matches jax.grad", place, findings, born, *rounding.from_(place), reason)
         verdicts += compare("d" + names[i], mine, theirs, judge)
-    return Report(explained(verdicts, findings, suspects)).conclude()
+    report = Report(explained(verdicts, findings, suspects), findings)
+    return (report.with_power() if power else report).conclude()
+
+
+def no_judge(value, loss, *args):
+    """Why a loss of this value judges no gradient, or nothing."""
+    if not np.isfinite(value):
+        return f"the loss is {value}{born_in(birth_of_nan(loss, *args))}"
+    if changes(loss, *args):
+        return "f is another function at every call: does it draw random numbers, or count?"
+    return ""
 
 
 def _holds_one(hand, arg):

@@ -5,6 +5,7 @@ Derivation: notebooks/32_checker.ipynb
 
 import inspect
 import itertools
+import re
 from functools import cache
 
 import jax
@@ -16,16 +17,20 @@ from handgrad.check.arrays import (
     argument_names,
     as_arrays,
     float_arguments,
+    floats_of,
     is_float,
     once,
     other_arguments,
     put,
     scalar,
+    traced,
 )
-from handgrad.check.compare import Judge, compare, noise, right
+from handgrad.check.compare import Judge, compare, right, unjudged
 from handgrad.check.explain import explained
-from handgrad.check.jaxpr import birth_of_nan, rounding
-from handgrad.check.report import Report, Verdict
+from handgrad.check.gradient import no_judge
+from handgrad.check.jaxpr import birth_of_nan
+from handgrad.check.report import RIGHT, WRONG, Report
+from handgrad.check.rounding import Rounding
 from handgrad.check.variants import Operands, Suspects, exchanged
 
 _recorders = []
@@ -36,17 +41,18 @@ def tap(name, value):
     return _recorders[-1](name, value) if _recorders else value
 
 
-def check_steps(loss, /, *, at, **steps):
+def check_steps(loss, /, *, at, power=False, **steps):
     """Judge each step of a derivation given the steps before it, (32.6).
 
     loss(*at) is a scalar function whose intermediates are marked with tap. Each step is named d + a
     tap's name or d + the name of one of loss's arguments. On the way back every tap hands on the
-    reader's own cotangent, so a mistake is blamed on the step that makes it and on no other.
+    reader's own cotangent, so a mistake is blamed on the step that makes it and on no other. With
+    power it says what it would have caught.
 
     Raises:
-        GradientMismatch: a step is wrong; names the one to mend first.
-        TypeError: at is not a tuple, or loss(*at) is not scalar.
-        ValueError: a step has no tap or argument, or a name is tapped twice.
+        GradientMismatch: a step is wrong, or cannot be judged; names the one to mend first.
+        TypeError: at is not a tuple, loss(*at) is not scalar or not traceable, or a tap is complex.
+        ValueError: no step is given, a step has no tap or argument, or a name is tapped twice.
 
     """
     if not isinstance(at, tuple):
@@ -59,6 +65,8 @@ def check_steps(loss, /, *, at, **steps):
     taps = _find_taps(loss, at, which, names)
     arguments = {names[i]: j for j, i in enumerate(which)}
     known = ["d" + name for name in (*taps, *arguments)]
+    if not steps:
+        raise ValueError(f"expected steps to judge; loss has {', '.join(known)}")
     for step in steps:
         if step not in known:
             raise ValueError(f"{step}: no such step; loss has {', '.join(known)}")
@@ -75,7 +83,7 @@ def check_steps(loss, /, *, at, **steps):
         for name in taps
     }
     others = other_arguments(at, which)
-    here = Operands([at[i] for i in which], [at[i] for i in others], slots, own, taken)
+    here = Operands([floats_of(at[i]) for i in which], [at[i] for i in others], slots, own, taken)
 
     def run(here):
         # the loss, and what its taps see
@@ -102,10 +110,12 @@ def check_steps(loss, /, *, at, **steps):
         # given the reader's own cotangents of the taps `mine`
         given = {name: np.asarray(name in mine) for name in taps}
         value, (of_floats, of_slots) = jax.device_get(backward(here.floats, slots, given))
-        return value, {n: of_floats[j] for n, j in arguments.items()} | of_slots
+        by_name = {n: of_floats[j] for n, j in arguments.items()} | of_slots
+        return value, by_name, (of_floats, of_slots)
 
-    value, true = gradients()
-    _, given = gradients(*(name for name in taps if taken[name]))
+    with traced("loss"):
+        value, true, _ = gradients()
+    _, given, here_given = gradients(*(name for name in taps if taken[name]))
     suspects = Suspects(total, here, lambda here: run(here)[1])
 
     @cache
@@ -113,39 +123,49 @@ def check_steps(loss, /, *, at, **steps):
         none_taken = dict.fromkeys(taps, np.False_)
         return birth_of_nan(jax.grad(of), here.floats, slots, none_taken) if who == "JAX" else None
 
-    @cache
-    def measured():
-        of_floats = [given[names[i]] for i in which]
-        of_slots = {name: given[name] for name in taps}
-        backward = jax.grad(of, argnums=(0, 1))
-        moves = rounding(backward, (of_floats, of_slots), here.floats, slots, taken)
-        return {n: moves[0][j] for n, j in arguments.items()} | moves[1]
+    rounding = Rounding(
+        lambda *operands: backward(*operands)[1],
+        jax.grad(of, argnums=(0, 1)),
+        here_given,
+        *(here.floats, slots, {name: np.asarray(taken[name]) for name in taps}),
+    )
+    reason = no_judge(value, lambda floats: run(here._replace(floats=floats))[0], here.floats)
 
-    def judge(name, words, findings=None):
-        of_leaf = lambda leaf: tree_leaves(measured()[name])[leaf]  # noqa: E731
-        if name in taps:
-            floor, place = noise(value, taps[name]), suspects.of_tap(name)
-        else:
-            j = arguments[name]
-            floor, place = noise(value, here.floats[j]), suspects.of_argument(j)
-        return Judge(floor, words, place, findings, born, of_leaf)
+    def judge(name, words="", findings=None):
+        place = suspects.of_tap(name) if name in taps else suspects.of_argument(arguments[name])
+        measured, fragile = rounding.from_(place)
+        if findings is None:  # only to see whether two arrays differ
+            return Judge(words, rounding=measured)
+        return Judge(words, place, findings, born, measured, fragile, reason)
 
     endless = " and ".join("d" + name for name in taps if taken[name] and not _finite(own[name]))
 
     def judged_of(step, mine):
         name = step[1:]
         if _finite(true[name]) and not _finite(given[name]):
-            words = f"cannot be judged: your {endless} is not finite"
-            return [Verdict(step, np.shape(mine), True, words)]
-        return compare(step, mine, given[name], judge(name, "right", findings))
+            return [unjudged(step, np.shape(mine), f"your {endless} is not finite")]
+        judged = compare(step, mine, given[name], judge(name, "right", findings))
+        if any(v.outcome == WRONG for v in judged) and not any(
+            map(np.any, tree_leaves(true[name]))
+        ):
+            words = f"the loss does not use {name}: expected zeros"
+            return [v._replace(words=words) if v.outcome == WRONG else v for v in judged]
+        return judged
 
     findings = []
     verdicts = {step: judged_of(step, mine) for step, mine in steps.items()}
-    wrong = [step for step, judged in verdicts.items() if not all(v.right for v in judged)]
+
+    def is_true(step):
+        return right(step, steps[step], true[step[1:]], judge(step[1:]))
+
+    wrong = [step for step, judged in verdicts.items() if any(v.outcome == WRONG for v in judged)]
+    aside = [step for step in wrong if is_true(step)]  # right, from other cotangents than these
+    wrong = [step for step in wrong if step not in aside]
+    findings = [f for f in findings if re.split(r"[\[.]", f.name)[0] not in aside]
 
     def reached_by(step):
         # Which wrong cotangents reach this step? Those that alone already change it.
-        name, silent = step[1:], judge(step[1:], "")
+        name, silent = step[1:], judge(step[1:])
         return [
             w
             for w in wrong
@@ -155,18 +175,19 @@ def check_steps(loss, /, *, at, **steps):
         ]
 
     def settled(step, judged):
-        silent = judge(step[1:], "")
-        if (
-            step in wrong
-            or not _finite(given[step[1:]])
-            or right(step, steps[step], true[step[1:]], silent)
-        ):
+        if step in wrong or not all(v.right for v in judged if step not in aside):
             return judged
         names = " and ".join(reached_by(step))
-        return [v._replace(words=f"right given your {names}") for v in judged] if names else judged
+        if step in aside:
+            words = f"is the true gradient, though not from your {names}"
+            return [v._replace(outcome=RIGHT, words=words, mistakes=()) for v in judged]
+        if not names or is_true(step):
+            return judged
+        return [v._replace(words=f"right given your {names}") for v in judged]
 
     judged = itertools.chain.from_iterable(settled(*item) for item in verdicts.items())
-    report = Report(explained(judged, findings, suspects))
+    report = Report(explained(judged, findings, suspects), findings)
+    report = report.with_power() if power else report
     first = next((step for step in wrong if not reached_by(step)), "".join(wrong[:1]))
     return report.conclude(f"Mend {first} first." if wrong else "")
 
@@ -196,17 +217,20 @@ def _find_taps(loss, at, which, names):
             raise ValueError(f"tap {name!r}: used twice; each intermediate needs a name of its own")
         if name in names:
             raise ValueError(f"tap {name!r}: the name of an argument of loss; expected another one")
+        if any(map(np.iscomplexobj, tree_leaves(value))):
+            raise TypeError(f"tap {name!r}: expected real numbers; got complex ones")
         if all(map(is_float, tree_leaves(value))):  # a mask has no cotangent
             taps[name] = value
         return value
 
-    def traced(floats):
+    def recorded(floats):
         return _recorded(record, scalar(loss), *put(at, which, floats)), dict(taps)
 
     try:
         # A fresh function, since JAX does not run the body again of one that it has traced; and
         # run, since only then does JAX say that a value has left the vmap, scan or jit it is of.
-        return once(traced)([at[i] for i in which])[1]
+        with traced("loss"):
+            return once(recorded)([floats_of(at[i]) for i in which])[1]
     except jax.errors.UnexpectedTracerError:
         raise ValueError(
             f"tap: one of {', '.join(map(repr, taps))} stands inside vmap, scan or jit, where its "

@@ -1,0 +1,219 @@
+"""How far roundings may move a result, entry by entry, found by rounding otherwise.
+
+Derivation: notebooks/32_checker.ipynb
+"""
+
+import math
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from handgrad.check.arrays import is_float, once
+from handgrad.check.jaxpr import INNER, bind, evaluate, flat
+
+DRAWS = 8
+MARGIN = 8  # times the rounding measured: a hand may round more often than JAX does
+_LONGEST = 2**20  # of the noise; larger arrays repeat it
+
+
+def rounding(f, here, *args):
+    """How far roundings move each entry of here = f(*args): the farthest of eight draws.
+
+    In a draw every number that goes in, or that an operation has to round, moves by a random half
+    to two of its last digits, as in Monte Carlo arithmetic (Parker 1997). A sum of n numbers rounds
+    n times on the way, and what it rounds is at most the sum of their sizes: it moves by sqrt(n)/8
+    digits of that (errors of random sign add up to sqrt(n); Higham and Mary 2019). What jumps, such
+    as a sign or the outcome of a comparison, stays as it was, so that no other branch is taken.
+    Returns a tree like here, of float64 arrays.
+    """
+    closed = flat(f, *args)
+    leaves = jax.tree.leaves(args)
+    longest = max((v.aval.size for e in closed.jaxpr.eqns for v in e.outvars), default=1)
+    longest = min(max(longest, *(np.size(leaf) for leaf in leaves), 1), _LONGEST)
+    places = len(leaves) + sum(len(eqn.outvars) for eqn in closed.jaxpr.eqns)
+
+    def otherwise(noise, leaves):
+        return [moved for _, moved in _Otherwise(noise, longest).run(closed, leaves)]
+
+    run = once(otherwise)
+    rng = np.random.default_rng(8)
+    far = [np.zeros(np.shape(leaf)) for leaf in jax.tree.leaves(here)]
+    for _ in range(DRAWS):
+        noise = rng.uniform(0.5, 2, longest + places) * rng.choice([-1.0, 1.0], longest + places)
+        for k, (was, moved) in enumerate(
+            zip(jax.tree.leaves(here), jax.device_get(run(noise, leaves)), strict=True)
+        ):
+            move = np.abs(np.asarray(moved, "float64") - np.asarray(was, "float64"))
+            far[k] = np.maximum(far[k], np.where(np.isfinite(move), move, 0.0))
+    return jax.tree.unflatten(jax.tree.structure(here), far)
+
+
+class Rounding:
+    """How far roundings move the gradients of one check; nothing is measured before it is asked.
+
+    again is the compiled gradient, f the same not compiled, and here = f(*args).
+    """
+
+    def __init__(self, again, f, here, *args):
+        """Keep what a measurement needs."""
+        self.again, self.f, self.here, self.args = again, f, jax.tree.leaves(here), args
+        self.measured = cache(lambda: jax.tree.leaves(rounding(f, here, *args)))
+        self.moved = cache(self._nudged)
+        self.largest = cache(lambda: largest(f, *args))
+
+    def from_(self, place):
+        """(rounding, fragile) of a Judge whose first leaf has that place."""
+        return (lambda leaf: self.within(place + leaf)), partial(self.fragile, place)
+
+    def within(self, place):
+        """How far roundings may move each entry of the leaf of that place."""
+        return MARGIN * self.measured()[place]
+
+    def fragile(self, place, leaf):
+        """Whether roundings move an entry of a gradient as far as it is long.
+
+        One that is truly 0 does not count: where large terms cancel, what is left may be all
+        rounding, and is small beside the terms.
+        """
+        few = np.abs(np.asarray(self.here[place + leaf], "float64")) / 10
+        # The last digit of the arguments tells at the price of one more run: most stop here.
+        if (np.abs(self.moved()[place + leaf]) * MARGIN <= few).all():
+            return False
+        near = self.within(place + leaf)
+        eps = float(jnp.finfo(self.here[place + leaf].dtype).eps)
+        lost = near > few
+        return bool(lost.any() and near[lost].max() > max(eps**0.5, 64 * eps) * self.largest())
+
+    def _nudged(self):
+        rng = np.random.default_rng(8)
+
+        def nudge(leaf):
+            if not is_float(leaf):
+                return leaf
+            eps = float(jnp.finfo(leaf.dtype).eps)
+            digits = rng.uniform(0.5, 2, np.shape(leaf)) * rng.choice([-1, 1], np.shape(leaf))
+            return (leaf * (1 + eps * digits)).astype(leaf.dtype)
+
+        moved = jax.tree.leaves(self.again(*jax.tree.map(nudge, self.args)))
+        pairs = zip(moved, self.here, strict=True)
+        return [np.nan_to_num(np.subtract(a, b, dtype="float64")) for a, b in pairs]
+
+
+def largest(f, *args):
+    """The largest number that occurs anywhere in the program f(*args)."""
+    sizes = [0.0]
+
+    def watched(eqn, operands):
+        results = bind(eqn, operands)
+        for value in results:
+            if _rounds(value) and np.size(value):
+                finite = np.abs(np.asarray(value, "float64"))
+                sizes.append(finite.max(initial=0.0, where=np.isfinite(finite)))
+        return results
+
+    evaluate(flat(f, *args), jax.tree.leaves(args), do=watched)
+    return max(sizes)
+
+
+# Operations that hand floats on as they are, or change no more than their sign.
+EXACT = {
+    *("abs", "broadcast_in_dim", "clamp", "concatenate", "copy", "dynamic_slice", "expand_dims"),
+    *("dynamic_update_slice", "gather", "max", "min", "neg", "optimization_barrier", "pad"),
+    *("reduce_max", "reduce_min", "reshape", "rev", "select_n", "slice", "sort", "split"),
+    *("squeeze", "stop_gradient", "transpose"),
+}
+JUMPS = {"ceil", "floor", "rem", "round", "sign"}
+
+# How many terms each operation adds up, where it is more than two.
+_TERMS = {
+    "conv_general_dilated": lambda eqn: (
+        _size(eqn, 1) // eqn.invars[1].aval.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+    ),
+    "cumsum": lambda eqn: eqn.invars[0].aval.shape[eqn.params["axis"]],
+    "dot_general": lambda eqn: math.prod(
+        eqn.invars[0].aval.shape[axis] for axis in eqn.params["dimension_numbers"][0][0]
+    ),
+    "reduce_sum": lambda eqn: _size(eqn, 0) // max(eqn.outvars[0].aval.size, 1),
+    "reduce_window_sum": lambda eqn: math.prod(eqn.params["window_dimensions"]),
+    "scatter-add": lambda eqn: 1 + _size(eqn, 2) // max(_size(eqn, 0), 1),
+}
+
+
+def _size(eqn, k):
+    return eqn.invars[k].aval.size
+
+
+class _Otherwise:
+    """A program run twice at once, on pairs: a value as it was, and as other roundings leave it."""
+
+    def __init__(self, noise, longest):
+        self.noise, self.longest, self.place = noise, longest, 0
+
+    def run(self, closed, leaves):
+        pairs = [self.moved((leaf, leaf), jnp.abs(leaf)) for leaf in leaves]
+        return self.go_through(closed, pairs)
+
+    def go_through(self, closed, pairs):
+        # literals and constants, which are exact, are no pairs
+        results = evaluate(closed, pairs, do=self.bind)
+        return [v if isinstance(v, tuple) else (v, v) for v in results]
+
+    def moved(self, pair, size, times=1.0):
+        # the second of the pair moved by that many digits of size
+        was, moved = map(jnp.asarray, pair)
+        if not jnp.issubdtype(moved.dtype, jnp.floating):
+            return was, was
+        self.place += 1
+        start = self.place % max(self.noise.shape[0] - self.longest, 1)
+        ring = jax.lax.slice(self.noise, (start,), (start + min(moved.size, self.longest),))
+        if moved.size > self.longest:
+            rows = -(-moved.size // self.longest)
+            ring = jnp.broadcast_to(ring, (rows, self.longest)).ravel()[: moved.size]
+        digits = times * float(jnp.finfo(moved.dtype).eps)
+        return was, moved + (digits * ring.reshape(moved.shape) * size).astype(moved.dtype)
+
+    def bind(self, eqn, operands):
+        name, sides = eqn.primitive.name, [_side(operands, k) for k in (0, 1)]
+        if name == "scan":
+            return self.scan(eqn, operands)
+        if name in INNER:
+            return self.go_through(INNER[name](eqn), operands)
+        was, moved = (bind(eqn, side) for side in sides)
+        if name in JUMPS:
+            return [(w, w) for w in was]
+        if name in EXACT:
+            return [(w, m) if _rounds(w) else (w, w) for w, m in zip(was, moved, strict=True)]
+        sizes, times = [jnp.abs(w) if _rounds(w) else w for w in was], 1.0
+        if name in _TERMS:
+            sizes = bind(eqn, [jnp.abs(a) if _rounds(a) else a for a in sides[0]])
+            times = max(math.sqrt(_TERMS[name](eqn)) / 8, 1.0)
+        return [
+            self.moved(pair, size, times) for *pair, size in zip(was, moved, sizes, strict=True)
+        ]
+
+    def scan(self, eqn, operands):
+        p = eqn.params
+        pairs = [v if isinstance(v, tuple) else (v, v) for v in operands]
+        consts, carry, xs = (
+            pairs[: p["num_consts"]],
+            pairs[p["num_consts"] : p["num_consts"] + p["num_carry"]],
+            pairs[p["num_consts"] + p["num_carry"] :],
+        )
+
+        def body(carry, xs):
+            results = self.go_through(p["jaxpr"], [*consts, *carry, *xs])
+            return results[: p["num_carry"]], results[p["num_carry"] :]
+
+        options = {k: p[k] for k in ("length", "reverse", "unroll")}
+        carry, ys = jax.lax.scan(body, carry, xs, **options)
+        return [*carry, *ys]
+
+
+def _side(operands, k):
+    return [value[k] if isinstance(value, tuple) else value for value in operands]
+
+
+def _rounds(value):
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
