@@ -188,7 +188,7 @@ OTHERWISE = {
 
 def _judge(rule, draw, value, hand, name=True, findings=None):
     args, which, dz, true = draw.args, draw.which, draw.dz, draw.truth
-    names = argument_names(f, args)
+    names = argument_names(rule[0], args)
     suspects = suspects_of(
         rule,
         which,
