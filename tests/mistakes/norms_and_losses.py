@@ -172,7 +172,7 @@ def group_norm_backward(args, dz, wrong):
 
 
 def draw_group_norm(rng, size):
-    shape = (3, 4, 5, 6) if size == "small" else (4, 16, 16, 32)
+    shape = (4, 5, 7, 6) if size == "small" else (4, 16, 16, 32)
     return rng.normal(1, 2, shape), rng.normal(1, 0.5, shape[-1]), rng.normal(size=shape[-1])
 
 
@@ -237,7 +237,7 @@ def draw_weight_norm(rng, size):
 
 
 def softmax_classifier(x, w, b):
-    """Mean cross-entropy of a softmax classifier, labels closed over: x (N, D), w (D, K), b (K,)."""
+    """Mean cross-entropy of a linear classifier, labels closed over: x (N, D), w (D, K), b (K,)."""
     n, k = x.shape[0], b.size
     log_p = jax.nn.log_softmax(x @ w + b)
     return -log_p[jnp.arange(n), labels_of(k, n)].mean()
