@@ -1,9 +1,12 @@
 """Dense layers, convolutions, pooling, matrix calculus and element-wise functions, by hand."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mistakes import Layer, Mistake
+
+from . import Layer, Mistake
 
 
 def normal(rng, *shape):
@@ -118,7 +121,7 @@ def tanh_network(X, W1, b1, W2, b2, W3, b3):
 
 
 def tanh_network_backward(args, dz, wrong):
-    X, W1, b1, W2, b2, W3, b3 = args
+    X, W1, b1, W2, b2, W3, _ = args
     a1 = jnp.tanh(X @ W1 + b1)
     a2 = jnp.tanh(a1 @ W2 + b2)
     m = X.shape[0] if wrong == "1/m although dz has it" else 1
@@ -144,7 +147,7 @@ def tanh_network_backward(args, dz, wrong):
 def draw_tanh_network(rng, size):
     n, *widths = choose(size, (6, 3, 5, 4, 2), (32, 64, 80, 48, 12))
     args = [normal(rng, n, widths[0])]
-    for d, h in zip(widths[:-1], widths[1:], strict=True):
+    for d, h in itertools.pairwise(widths):
         args += [normal(rng, d, h) / np.sqrt(d), 0.3 * normal(rng, h)]
     return tuple(args)
 
@@ -169,7 +172,7 @@ TANH_NETWORK = Layer(
         ),
         Mistake(
             "tanh taken of the activation again",
-            ("output", "slope"),
+            ("output", "slope", "residual", "operand"),
             source="https://github.com/davidrmiller/neural2d/issues/40",
         ),
         Mistake(
@@ -202,7 +205,7 @@ def window_conv(A, W, b):
 
 def window_conv_backward(args, dz, wrong):
     A, W, b = args
-    k, (n, H, width, _) = W.shape[0], A.shape
+    k, (_, H, width, _) = W.shape[0], A.shape
     A = jnp.pad(A, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
     stride = 1 if wrong == "windows without their stride" else STRIDE
     W_back = W[::-1, ::-1] if wrong == "kernel rotated by 180 degrees" else W
@@ -224,7 +227,7 @@ def window_conv_backward(args, dz, wrong):
 
 
 def draw_window_conv(rng, size):
-    n, h, w, c, f = choose(size, (2, 6, 5, 4, 7), (8, 12, 12, 3, 12))
+    n, h, w, c, f = choose(size, (2, 6, 5, 4, 7), (8, 10, 10, 3, 12))
     return normal(rng, n, h, w, c), normal(rng, 3, 3, c, f) / np.sqrt(9 * c), normal(rng, f)
 
 
@@ -236,7 +239,7 @@ WINDOW_CONV = Layer(
     (
         Mistake(
             "windows without their stride",
-            ("shifted", "permuted", "operand"),
+            ("shifted", "permuted", "operand", "forward"),
             source="https://github.com/Kulbear/deep-learning-coursera/pull/34",
         ),
         Mistake("windows overwrite", ("overwritten",)),
@@ -271,7 +274,7 @@ def matrix_conv(x, w, b):
 
 
 def matrix_conv_backward(args, dz, wrong):
-    x, w, b = args
+    x, w, _ = args
     (f, c, k, _), (n, _, h, width) = w.shape, dz.shape
     columns = im2col(x, k)
     dout = dz.reshape(n, f, -1)
@@ -331,11 +334,15 @@ MATRIX_CONV = Layer(
 def windows_of(x, k=3, stride=2):
     """Where the windows of (N, C, H, W) lie, row by row."""
     rows, columns = (x.shape[2] - k) // stride + 1, (x.shape[3] - k) // stride + 1
-    return rows, columns, [
-        np.s_[:, :, i * stride : i * stride + k, j * stride : j * stride + k]
-        for i in range(rows)
-        for j in range(columns)
-    ]
+    return (
+        rows,
+        columns,
+        [
+            np.s_[:, :, i * stride : i * stride + k, j * stride : j * stride + k]
+            for i in range(rows)
+            for j in range(columns)
+        ],
+    )
 
 
 def max_pool(x):
@@ -369,7 +376,7 @@ def max_pool_backward(args, dz, wrong):
 
 
 def draw_max_pool(rng, size):
-    return (normal(rng, *choose(size, (2, 3, 7, 5), (8, 6, 13, 13))),)
+    return (normal(rng, *choose(size, (2, 3, 7, 5), (8, 6, 11, 11))),)
 
 
 MAX_POOL = Layer(
@@ -383,7 +390,7 @@ MAX_POOL = Layer(
             ("overwritten",),
             source="https://github.com/FluxML/NNlib.jl/issues/205",
         ),
-        Mistake("spread evenly", ("forward", "slope", "masked")),
+        Mistake("spread evenly", ("forward", "slope")),
         Mistake(
             "winners of the last window",
             ("overwritten", "residual", "operand", "slope"),
@@ -401,47 +408,50 @@ MAX_POOL = Layer(
 # --- Average pooling that does not count its padding, then a dense layer --------------------------
 
 
+def shares_of(x):
+    """The windows of padded (N, C, H, W), and how many entries of x each of them holds."""
+    rows, columns, windows = windows_of(padded(x))
+    ones = np.pad(np.ones((1, 1, *x.shape[2:])), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    return rows, columns, windows, [int(ones[at].sum()) for at in windows]
+
+
 def padded(x):
     return jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
 
 
 def average_pool(x, W, b):
-    rows, columns, windows = windows_of(padded(x))
-    counts = padded(jnp.ones_like(x))
-    means = [padded(x)[at].sum(axis=(2, 3)) / counts[at].sum(axis=(2, 3)) for at in windows]
-    pooled = jnp.stack(means, axis=2)
-    return pooled.reshape(x.shape[0], -1) @ W + b
+    _, _, windows, counts = shares_of(x)
+    x = padded(x)
+    means = [x[at].sum(axis=(2, 3)) / count for at, count in zip(windows, counts, strict=True)]
+    return jnp.stack(means, axis=2).reshape(x.shape[0], -1) @ W + b
 
 
 def average_pool_backward(args, dz, wrong):
-    x, W, b = args
+    x, W, _ = args
     n, c = x.shape[:2]
-    rows, columns, windows = windows_of(padded(x))
-    counts = padded(jnp.ones_like(x))
-    means = [padded(x)[at].sum(axis=(2, 3)) / counts[at].sum(axis=(2, 3)) for at in windows]
-    pooled = jnp.stack(means, axis=2)
+    rows, columns, windows, counts = shares_of(x)
+    x = padded(x)
+    means = [x[at].sum(axis=(2, 3)) / count for at, count in zip(windows, counts, strict=True)]
 
-    dW = pooled.reshape(n, -1).T @ dz
-    db = dz.sum(axis=0)
+    dW = jnp.stack(means, axis=2).reshape(n, -1).T @ dz
     dflat = dz @ W.T
     if wrong == "unflattened with channels last":
         dpooled = dflat.reshape(n, rows * columns, c).swapaxes(1, 2)
     else:
         dpooled = dflat.reshape(n, c, rows * columns)
-    dx = jnp.zeros_like(counts)
-    for number, at in enumerate(windows):
-        count = counts[at].sum(axis=(2, 3), keepdims=True)
+    dx = jnp.zeros_like(x)
+    for number, (at, count) in enumerate(zip(windows, counts, strict=True)):
         if wrong == "padding counted":
             count = 9
         if wrong == "not divided":
             count = 1
         share = jnp.broadcast_to(dpooled[:, :, number, None, None] / count, dx[at].shape)
         dx = dx.at[at].set(share) if wrong == "windows overwrite" else dx.at[at].add(share)
-    return dx[:, :, 1:-1, 1:-1], dW, db
+    return dx[:, :, 1:-1, 1:-1], dW, dz.sum(axis=0)
 
 
 def draw_average_pool(rng, size):
-    n, c, h, w, f = choose(size, (2, 3, 6, 5, 4), (8, 3, 12, 12, 10))
+    n, c, h, w, f = choose(size, (2, 3, 6, 5, 4), (8, 3, 10, 10, 10))
     features = c * ((h - 1) // 2 + 1) * ((w - 1) // 2 + 1)
     return normal(rng, n, c, h, w), normal(rng, features, f) / np.sqrt(features), normal(rng, f)
 
@@ -454,10 +464,10 @@ AVERAGE_POOL = Layer(
     (
         Mistake(
             "padding counted",
-            ("factor", "forward", "local factor", "slope"),
+            ("forward", "slope", "operand", "local factor"),
             source="https://github.com/pytorch/pytorch/issues/198119",
         ),
-        Mistake("not divided", ("factor", "local factor", "scale")),
+        Mistake("not divided", ("local factor", "scale", "forward")),
         Mistake("windows overwrite", ("overwritten",)),
         Mistake("unflattened with channels last", ("permuted", "column-major", "transposed")),
     ),
@@ -541,7 +551,7 @@ def bilinear(x, y, A, b):
 
 
 def bilinear_backward(args, dz, wrong):
-    x, y, A, b = args
+    x, y, A, _ = args
     dx = jnp.einsum("nk,kij,nj->ni", dz, A, y)
     if wrong == "dx without dz":
         dx = jnp.einsum("kij,nj->ni", A, y)
@@ -595,9 +605,9 @@ def quadratic_backward(args, dz, wrong):
     d = x - mu
     half = 1.0 if wrong == "1/2 forgotten" else 0.5
     if wrong == "2 P d":
-        dd = half * dz[:, None] * 2 * (d @ P)
+        dd = half * dz[:, None] * 2 * (d @ P.T)
     elif wrong == "one of the two paths":
-        dd = half * dz[:, None] * (d @ P.T)
+        dd = half * dz[:, None] * (d @ P)
     else:
         dd = half * dz[:, None] * (d @ P + d @ P.T)
     dmu = dd.sum(axis=0) if wrong == "dmu's minus forgotten" else -dd.sum(axis=0)
@@ -621,8 +631,8 @@ QUADRATIC = Layer(
         Mistake(
             "2 P d",
             ("symmetric", "transposed", "operand", "branch"),
-            source="https://kiwix.lukehooper.xyz/content/math.stackexchange.com_en_all_2024-10/"
-            "questions/3222371/derivative-of-a-quadratic-form-how-to-derive-it",
+            source="https://math.stackexchange.com/questions/3222371/"
+            "derivative-of-a-quadratic-form-how-to-derive-it",
         ),
         Mistake("one of the two paths", ("branch",)),
         Mistake("1/2 forgotten", ("factor",), says=r"2"),
@@ -936,11 +946,7 @@ GELU = Layer(
     (
         Mistake("slope of the exact form", ("forward", "slope"), says=r"erf|exact|form|GELU"),
         Mistake("3 of the cube forgotten", ("local factor", "slope", "factor", "forward")),
-        Mistake(
-            "sech for sech^2",
-            ("slope", "local factor"),
-            source="https://huggingface.co/datasets/nvidia/Nemotron-CC-Math-v1",
-        ),
+        Mistake("sech for sech^2", ("slope", "local factor")),
         Mistake("inner slope forgotten", ("local factor",)),
         Mistake("tanh held constant", ("branch",)),
     ),
@@ -1049,7 +1055,7 @@ ELU = Layer(
         Mistake(
             "1 + a for alpha + a",
             ("slope", "forward", "factor", "local factor"),
-            source="https://github.com/tiny-dnn/tiny-dnn/pull/896",
+            source="https://github.com/deeplearning4j/deeplearning4j/issues/8178",
         ),
         Mistake(
             "relu's slope",
@@ -1108,7 +1114,7 @@ RADIAL_BASIS = Layer(
         Mistake("paths of the norms forgotten", ("branch",)),
         Mistake("kernel's slope forgotten", ("local factor",), says=r"exp"),
         Mistake("dY with dX's sign", ("sign",)),
-        Mistake("slope with respect to gamma", ("local factor", "factor"), says=r"exp|factor"),
+        Mistake("slope with respect to gamma", ("local factor", "factor")),
     ),
 )
 
@@ -1172,12 +1178,12 @@ def message_passing(X, W, e, b, source, target):
 
 
 def message_passing_backward(args, dz, wrong):
-    X, W, e, b, source, target = args
+    X, W, e, _, source, target = args
     M = X @ W
     if wrong == "degree of the wrong end":
-        degree = jnp.zeros(X.shape[0]).at[source].add(1)
+        degree = jnp.bincount(source, length=X.shape[0])
     else:
-        degree = jnp.zeros(X.shape[0]).at[target].add(1)
+        degree = jnp.bincount(target, length=X.shape[0])
     dtotal = dz if wrong == "degree forgotten" else dz / jnp.maximum(degree, 1)[:, None]
     dmessages = dtotal[source if wrong == "gathered at the source" else target]
     de = (dmessages * M[source]).sum(axis=1)
@@ -1192,10 +1198,13 @@ def message_passing_backward(args, dz, wrong):
 
 
 def draw_message_passing(rng, size):
-    v, d, h, edges = choose(size, (5, 3, 4, 9), (40, 24, 32, 160))
-    ends = jnp.asarray(rng.integers(v, size=(2, edges)))
+    v, d, h, edges = choose(size, (5, 3, 4, 13), (40, 24, 32, 160))
+    source, target = (  # edges leave and reach every node
+        jnp.asarray(np.concatenate([rng.permutation(v), rng.integers(v, size=edges - v)]))
+        for _ in range(2)
+    )
     W = normal(rng, d, h) / np.sqrt(d)
-    return normal(rng, v, d), W, normal(rng, edges), normal(rng, h), ends[0], ends[1]
+    return normal(rng, v, d), W, normal(rng, edges), normal(rng, h), source, target
 
 
 MESSAGE_PASSING = Layer(
@@ -1213,7 +1222,7 @@ MESSAGE_PASSING = Layer(
         Mistake(
             "degree of the wrong end",
             ("operand", "residual"),
-            source="https://github.com/pyg-team/pytorch_geometric/issues/224",
+            source="https://github.com/harvardnlp/botnet-detection/issues/17",
         ),
         Mistake("degree forgotten", ("local factor", "scale", "operand", "forward")),
         Mistake("edge's weight forgotten", ("local factor", "scale", "operand")),
@@ -1232,10 +1241,7 @@ def normalised_dense_backward(args, dz, wrong):
     X, V, g = args
     norm = jnp.sqrt((V**2).sum())
     dW = X.T @ dz
-    if wrong == "norms of the columns":
-        along = (dW * V).sum(axis=0)
-    else:
-        along = (dW * V).sum()
+    along = (dW * V).sum(axis=0 if wrong == "norms of the columns" else None)
     if wrong == "projection forgotten":
         dV = g / norm * dW
     elif wrong == "as if never normalised":
@@ -1260,11 +1266,7 @@ NORMALISED = Layer(
     normalised_dense_backward,
     draw_normalised_dense,
     (
-        Mistake(
-            "projection forgotten",
-            ("length path", "branch"),
-            source="https://github.com/wy1iu/sphereface/issues/2",
-        ),
+        Mistake("projection forgotten", ("length path", "branch")),
         Mistake(
             "as if never normalised",
             ("length path", "forward", "local factor", "branch"),
@@ -1287,7 +1289,7 @@ def causal_conv(x, w, b):
 
 
 def causal_conv_backward(args, dz, wrong):
-    x, w, b = args
+    x, w, _ = args
     k, (n, t, _) = w.shape[0], x.shape
     past = jnp.pad(x, ((0, 0), (k - 1, 0), (0, 0)))
     future = jnp.pad(dz, ((0, 0), (0, k - 1), (0, 0)))
@@ -1325,11 +1327,7 @@ CAUSAL_CONV = Layer(
     (
         Mistake("convolved with the past", ("reversed", "transposed", "shifted", "forward")),
         Mistake("taps in the wrong order", ("reversed", "permuted", "operand")),
-        Mistake(
-            "all channels for each filter",
-            ("axis", "broadcast", "operand"),
-            source="https://github.com/pytorch/pytorch/issues/51430",
-        ),
+        Mistake("all channels for each filter", ("axis", "broadcast", "operand")),
         Mistake(
             "dw once for each example",
             ("factor",),
