@@ -1,0 +1,684 @@
+"""The checker is never silently wrong: wrong gradients made to pass, right ones made to be blamed.
+
+Where neither can be told, it says so, and does not pass.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import handgrad as hg
+from handgrad.check import GradientMismatch, check_gradient, check_rule, check_steps, prove, tap
+
+rng = np.random.default_rng(11)
+normal = rng.normal
+
+
+def outcomes(check, *args, **more):
+    """The outcome of each gradient of a check, whether it passes or not."""
+    return {verdict.name: verdict.outcome for verdict in told(check, *args, **more)}
+
+
+def told(check, *args, **more):
+    """The report of a check, whether it passes or not."""
+    try:
+        return check(*args, **more)
+    except GradientMismatch as mismatch:
+        return mismatch.report
+
+
+def assert_unjudged(check, *args, **more):
+    """It does not pass, calls nothing wrong, and says why it cannot judge."""
+    with pytest.raises(GradientMismatch) as mismatch:
+        check(*args, **more)
+    for verdict in mismatch.value.report:
+        assert (verdict.outcome, verdict.right) == ("unjudged", False), verdict
+        assert verdict.words.startswith("cannot be judged here: "), verdict
+        assert not verdict.mistakes, verdict
+
+
+def single(x):
+    return np.asarray(x, "float32")
+
+
+# A loss that is no number, though its gradient is one: nothing is known of the loss's digits.
+
+TARGETS = np.array([0.5, 0.0, 0.5])
+ENDLESS = {
+    "log of a negative": (lambda x: jnp.log(x).sum(), [-1.0, 2.0, 3.0]),
+    "an overflow": (lambda x: (x**2).sum(), single([1e20, 2e20, 3e20])),
+    "0 log 0": (lambda x: (TARGETS * (jnp.log(TARGETS) - jax.nn.log_softmax(x))).sum(), normal(3)),
+    "a masked score": (lambda x: (x + jnp.array([0.0, -jnp.inf, 0.0])).sum(), normal(3)),
+    "a constant of NaN": (lambda x: (x**2).sum() + np.nan, normal(3)),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_loss_that_is_no_number_judges_nothing(name):
+    f, x = ENDLESS[name]
+    assert np.isfinite(jax.grad(f)(jnp.asarray(x))).all()
+    assert not np.isfinite(f(jnp.asarray(x)))
+    assert_unjudged(check_gradient, [7.0, 7.0, 7.0], f, x)
+
+
+def test_a_step_of_a_loss_that_is_no_number_is_not_judged():
+    def loss(x):
+        return jnp.log(tap("z", 2 * x)).sum()
+
+    x = np.array([-1.0, 2.0, 3.0])
+    assert_unjudged(check_steps, loss, at=(x,), dz=7 * x, dx=7 * x)
+
+
+def test_a_rule_s_value_that_is_no_number_is_not_judged():
+    def log(x):
+        return jnp.log(x)
+
+    def bwd(x, dz):
+        return (7 * dz,)
+
+    found = outcomes(check_rule, log, lambda x: (log(x), x), bwd, np.array([-1.0, 2.0, 3.0]))
+    assert found["dx"] == "unjudged"
+
+
+def test_a_gradient_that_jax_has_none_of_is_not_judged():
+    def naive(x):
+        return jnp.log(jnp.exp(x).sum())
+
+    assert_unjudged(check_gradient, [0.0, 1.0], naive, [1.0, 1000.0])
+
+
+# Randomness, and chaos: the second run of f gives another value, or a rounding does.
+
+
+def noise():
+    """NumPy's randomness inside f is drawn again whenever JAX traces f."""
+    draw = np.random.default_rng(5)
+    return lambda x: (x * draw.normal(size=x.shape)).sum()
+
+
+def warm_up():
+    """A schedule that counts its calls."""
+    steps = []
+
+    def f(x):
+        steps.append(0)
+        return len(steps) * (x**2).sum()
+
+    return f
+
+
+def logistic(x, times):
+    """The logistic map with r = 3.9: a rounding grows by half in every step."""
+    return jax.lax.scan(lambda x, _: (3.9 * x * (1 - x), None), x, None, times)[0].sum()
+
+
+@pytest.mark.parametrize("f", [noise, warm_up])
+def test_an_f_that_gives_another_value_the_second_time_is_not_judged(f):
+    for hand in (np.zeros(3), np.array([0.1, -0.2, 0.3])):
+        assert_unjudged(check_gradient, hand, f(), np.array([1.0, 2.0, 3.0]))
+
+
+def test_a_rule_of_an_f_that_gives_another_value_the_second_time_is_not_judged():
+    draw = np.random.default_rng(5)
+
+    def dropped(x):
+        return x * (draw.random(x.shape) < 0.5)
+
+    found = outcomes(check_rule, dropped, lambda x: (dropped(x), x), lambda x, dz: (dz,), normal(9))
+    assert found["dx"] == "unjudged"
+
+
+def test_steps_of_an_f_that_gives_another_value_the_second_time_are_not_judged():
+    loss = noise()
+    x = np.array([1.0, 2.0, 3.0])
+    assert_unjudged(check_steps, lambda x: loss(tap("z", 2 * x)), at=(x,), dz=0 * x, dx=0 * x)
+
+
+CHAOS = {
+    "a chaotic map": partial(logistic, times=200),
+    "a phase of 1e17 turns": lambda x: jnp.sin(1e17 * x).sum(),
+    "a difference of what is the same": lambda x: ((1e17 * x + jnp.tanh(x)) % 1.0).sum(),
+}
+
+
+@pytest.mark.parametrize("name", CHAOS)
+def test_where_roundings_are_as_large_as_the_gradient_nothing_is_judged(name):
+    f, x = CHAOS[name], np.array([0.3, 0.51, 0.7])
+    true = jax.grad(f)(x)
+    for hand in (true, -true, 0 * true):
+        assert_unjudged(check_gradient, hand, f, x)
+
+
+def test_a_map_that_is_not_yet_chaotic_is_judged():
+    f, x = partial(logistic, times=8), np.array([0.3, 0.51, 0.7])
+    true = jax.grad(f)(x)
+    check_gradient(true, f, x)
+    for hand in (-true, 0 * true, 1.001 * true):
+        with pytest.raises(GradientMismatch, match="WRONG"):
+            check_gradient(hand, f, x)
+
+
+# Wrong gradients that hide among others: each must be seen in its own entry. The right one, in
+# float64 from the same numbers, passes.
+
+WORDS = 128_256
+TABLE, COUNTS = single(normal(size=(200, 3))), single(1e6 / np.arange(1, 201)[:, None] ** 2.5)
+COLUMNS = single([1e6, 1, 1e-3])
+FEATURES, PRICES = single(COLUMNS * normal(size=(64, 3))), single(normal(size=64))
+LONG = single(normal(size=(100_000, 2)))
+LOGITS = normal(size=1000) / 50
+
+
+def cross_entropy(z):
+    return jax.nn.logsumexp(z) - z[7]
+
+
+def softmax_forgotten(d):
+    return -np.eye(1, d.size, 7)[0]
+
+
+def only(place, factor):
+    """The gradient with one entry, or one part, times a factor."""
+
+    def wrong(d):
+        d = np.array(d)
+        d[place] *= factor
+        return d
+
+    return wrong
+
+
+def mean_of(rows):
+    """A mean over very many rows."""
+    return lambda w: jax.nn.sigmoid(rows @ w).mean()
+
+
+HIDDEN = {
+    "a large vocabulary, softmax forgotten": (
+        cross_entropy,
+        single(normal(size=WORDS) / 50),
+        softmax_forgotten,
+    ),
+    "rows of rare words never written": (
+        lambda E: (COUNTS * jnp.tanh(E)).sum(),
+        TABLE,
+        only(slice(150, None), 0),
+    ),
+    "the sign of a small column's weight": (
+        lambda w: ((FEATURES @ w - PRICES) ** 2).mean(),
+        single([1e-6, 1, 1]),
+        only(2, -1),
+    ),
+    "softmax forgotten, in bfloat16": (
+        cross_entropy,
+        LOGITS,
+        lambda d: jnp.asarray(softmax_forgotten(d), "bfloat16"),
+    ),
+    "softmax forgotten, in float16": (
+        cross_entropy,
+        LOGITS,
+        lambda d: softmax_forgotten(d).astype("float16"),
+    ),
+    "the digits of bfloat16 for a float64": (
+        cross_entropy,
+        LOGITS,
+        lambda d: jnp.asarray(d, "bfloat16"),
+    ),
+    "the digits of float32 for a float64": (cross_entropy, LOGITS, single),
+    "a bias 40 % off, with targets of 1e5": (
+        lambda b: ((b - single(1e5 * PRICES)) ** 2).mean(),
+        single(0.0),
+        lambda d: 1.4 * d,
+    ),
+    "a bias 40 % off, with targets of 1e9": (
+        lambda b: ((b - 1 - 1e9 * np.sign(LOGITS)) ** 2).mean(),
+        0.0,
+        lambda d: 1.4 * d,
+    ),
+    "a loss that is nearly constant": (
+        lambda x: 1e8 + (x**2).sum(),
+        single(normal(size=3)),
+        lambda d: -d,
+    ),
+    "an entry of 1e-17 beside 1": (lambda x: jnp.exp(x).sum(), np.array([0, -40.0]), only(1, 0)),
+    "the sign of the smallest power": (
+        lambda x: (x**8).sum(),
+        np.array([1e-2, 1, 1e2]),
+        only(0, -1),
+    ),
+    "the smallest of many curvatures": (
+        lambda x: (np.logspace(-14, 0, 8) * x**2).sum(),
+        normal(size=8),
+        only(0, 2),
+    ),
+    "a saturated classifier, zeros": (
+        lambda z: cross_entropy(z) / 2,
+        np.where(np.arange(9) == 7, 34.0, 0.0),
+        lambda d: 0 * d,
+    ),
+    "a saturated classifier, the other classes": (
+        cross_entropy,
+        single(np.where(np.arange(9) == 7, 14.0, 0.0)),
+        lambda d: np.where(np.arange(9) == 7, d, 0),
+    ),
+    "a long sum, one per mille off": (
+        lambda b: ((LONG + b) ** 2).mean(0).sum(),
+        single([3, -2]),
+        lambda d: 1.001 * d,
+    ),
+    "a long sum, its last rows forgotten": (
+        mean_of(LONG),
+        single([1, 0.5]),
+        lambda d: 0.99 * jax.grad(mean_of(LONG[:-1000]))(jnp.array([1, 0.5])),
+    ),
+    "a mean of many, one entry doubled": (
+        lambda x: (x**2).mean(),
+        single(normal(size=(64, 256))),
+        only((3, 100), 1 + 1e-4),
+    ),
+    "one entry in the noise of the others": (
+        lambda x: (COUNTS * x**2).sum(),
+        TABLE,
+        only((199, 2), 1.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_wrong_gradient_is_seen_in_its_own_entry(name):
+    f, x, wrong = HIDDEN[name]
+    right = np.asarray(jax.grad(f)(jnp.asarray(x, "float64")))
+    assert outcomes(check_gradient, right, f, x) == {"d" + f.__code__.co_varnames[0]: "right"}
+    with pytest.raises(GradientMismatch) as mismatch:
+        check_gradient(wrong(right), f, x)
+    assert [verdict.outcome for verdict in mismatch.value.report] == ["wrong"]
+
+
+def test_a_large_loss_does_not_hide_a_wrong_step():
+    y = single(1e5 * PRICES)
+
+    def loss(b):
+        return (tap("r", b - y) ** 2).mean()
+
+    r = 2 * np.float64(-y) / y.size
+    check_steps(loss, at=(single(0.0),), dr=r, db=r.sum())
+    for step in ({"dr": r, "db": 1.4 * r.sum()}, {"dr": only(5, 1.01)(r)}):
+        with pytest.raises(GradientMismatch, match="WRONG"):
+            check_steps(loss, at=(single(0.0),), **step)
+
+
+# Arguments that hide a mistake: what a layer is initialised with, or tried on first. The rule is
+# proved at a second, generic point too. wrong is the part of the right rule that is left out.
+
+
+def centred(x):
+    return x - x.mean(-1, keepdims=True)
+
+
+def normed(x, gamma):
+    return gamma * centred(x) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def normed_bwd(residuals, dz, wrong):
+    x, gamma = residuals
+    scale = 1 / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    u = centred(x) * scale
+    du = dz if wrong else dz * gamma
+    dx = scale * (centred(du) - u * (du * u).mean(-1, keepdims=True))
+    return dx, (dz * u).sum(0)
+
+
+def product(x, W):
+    return x @ W
+
+
+def product_bwd(residuals, dz, wrong):
+    x, W = residuals
+    return dz @ (W if wrong else W.T), x.T @ dz
+
+
+def adapted(x, W, A, B):
+    """A frozen matrix and its low-rank correction, whose second factor begins at 0."""
+    return x @ W + x @ A @ B
+
+
+def adapted_bwd(residuals, dz, wrong):
+    x, W, A, B = residuals
+    dA = 0 * A if wrong else x.T @ dz @ B.T
+    return dz @ (W + A @ B).T, x.T @ dz, dA, (x @ A).T @ dz
+
+
+def masked(x, mask):
+    return x * mask
+
+
+def masked_bwd(residuals, dz, wrong):
+    x, mask = residuals
+    return dz if wrong else dz * mask, dz * x
+
+
+def kept(x, keep):
+    return jnp.where(keep, x, 0.0)
+
+
+def kept_bwd(residuals, dz, wrong):
+    return dz if wrong else jnp.where(residuals[1], dz, 0.0), None
+
+
+def recurrent(h, x, U):
+    return jnp.tanh(h @ U + x)
+
+
+def recurrent_bwd(residuals, dz, wrong):
+    h, x, U = residuals
+    dx = dz * (1 - recurrent(h, x, U) ** 2)
+    return dx @ U.T, dx, 0 * U if wrong else h.T @ dx
+
+
+def rectified(x):
+    return jnp.maximum(x, 0)
+
+
+def rectified_bwd(residuals, dz, wrong):
+    return (dz if wrong else dz * (residuals[0] > 0),)
+
+
+def residual(x, alpha):
+    """A branch whose weight begins at 0."""
+    return x + alpha * jnp.tanh(x)
+
+
+def residual_bwd(residuals, dz, wrong):
+    x, alpha = residuals
+    slope = 1 if wrong else 1 + alpha * (1 - jnp.tanh(x) ** 2)
+    return dz * slope, (dz * jnp.tanh(x)).sum()
+
+
+def shifted(x, b):
+    return jnp.maximum(x + b, 0)
+
+
+def shifted_bwd(residuals, dz, wrong):
+    x, b = residuals
+    d = dz * (x + (0 if wrong else b) > 0)
+    return d, d.sum(0)
+
+
+def tempered(z, T):
+    return jax.nn.softmax(z / T)
+
+
+def tempered_bwd(residuals, dz, wrong):
+    z, T = residuals
+    o = tempered(z, T)
+    d = o * (dz - (o * dz).sum(-1, keepdims=True))
+    return d if wrong else d / T, -(d * z).sum() / T**2
+
+
+def uniform(z):
+    return jax.nn.softmax(z)
+
+
+def uniform_bwd(residuals, dz, wrong):
+    (z,) = residuals
+    o = jnp.full(z.shape, 1 / z.shape[-1]) if wrong else jax.nn.softmax(z)
+    return (o * (dz - (o * dz).sum(-1, keepdims=True)),)
+
+
+def labelled(z, y):
+    return jax.nn.logsumexp(z, axis=-1) - jnp.take_along_axis(z, y[:, None], 1)[:, 0]
+
+
+def labelled_bwd(residuals, dl, wrong):
+    z, y = residuals
+    y = y[:1] if wrong else y
+    return dl[:, None] * (jax.nn.softmax(z) - jax.nn.one_hot(y, z.shape[1], dtype=z.dtype)), None
+
+
+def looked_up(E, ids):
+    return E[ids]
+
+
+def looked_up_bwd(residuals, dz, wrong):
+    E, ids = residuals
+    rows = jnp.zeros_like(E).at[ids]
+    return rows.set(dz) if wrong else rows.add(dz), None
+
+
+def quadratic(x, A):
+    return ((x @ A) * x).sum(-1)
+
+
+def quadratic_bwd(residuals, dl, wrong):
+    x, A = residuals
+    return dl[:, None] * (2 * x @ A if wrong else x @ (A + A.T)), (dl[:, None] * x).T @ x
+
+
+def absolute(x):
+    return jnp.abs(x)
+
+
+def absolute_bwd(residuals, dz, wrong):
+    return (dz if wrong else dz * jnp.sign(residuals[0]),)
+
+
+def scored(q, k):
+    return q @ k.T
+
+
+def scored_bwd(residuals, ds, wrong):
+    q, k = residuals
+    return ds @ (q if wrong else k), ds.T @ (k if wrong else q)
+
+
+S = normal(size=(4, 4))
+SPECIAL = {
+    "gamma = 1": (normed, normed_bwd, (normal(size=(3, 5)), np.ones(5))),
+    "W = I": (product, product_bwd, (normal(size=(3, 4)), np.eye(4))),
+    "a symmetric W": (product, product_bwd, (normal(size=(3, 4)), S + S.T)),
+    "W = 0": (product, product_bwd, (normal(size=(3, 4)), np.zeros((4, 4)))),
+    "B = 0": (
+        adapted,
+        adapted_bwd,
+        (normal(size=(3, 4)), normal(size=(4, 5)), normal(size=(4, 2)), np.zeros((2, 5))),
+    ),
+    "a mask of ones": (masked, masked_bwd, (normal(size=(3, 5)), np.ones((3, 5)))),
+    "a mask of True": (kept, kept_bwd, (normal(size=(3, 5)), np.ones((3, 5), bool))),
+    "h0 = 0": (recurrent, recurrent_bwd, (np.zeros((3, 4)), normal(size=(3, 4)), S)),
+    "all x > 0": (rectified, rectified_bwd, (1 + rng.random((3, 5)),)),
+    "all x > 0, absolute": (absolute, absolute_bwd, (1 + rng.random((3, 5)),)),
+    "alpha = 0": (residual, residual_bwd, (normal(size=(3, 5)), 0.0)),
+    "b = 0": (shifted, shifted_bwd, (normal(size=(3, 5)), np.zeros(5))),
+    "T = 1": (tempered, tempered_bwd, (normal(size=(3, 5)), 1.0)),
+    "logits of 0": (uniform, uniform_bwd, (np.zeros((3, 5)),)),
+    "one label for all": (labelled, labelled_bwd, (normal(size=(4, 5)), np.full(4, 2))),
+    "ids that all differ": (looked_up, looked_up_bwd, (normal(size=(6, 3)), np.arange(6))),
+    "A = I": (quadratic, quadratic_bwd, (normal(size=(3, 4)), np.eye(4))),
+    "q = k": (scored, scored_bwd, (S, S)),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_what_special_arguments_hide_is_seen_at_another_point(name):
+    f, bwd, args = SPECIAL[name]
+    fwd = lambda *args: (f(*args), args)  # noqa: E731
+    check_rule(f, fwd, partial(bwd, wrong=False), *args)
+    with pytest.raises(GradientMismatch, match="at another point") as mismatch:
+        check_rule(f, fwd, partial(bwd, wrong=True), *args)
+    assert "wrong" in {verdict.outcome for verdict in mismatch.value.report}
+
+
+def test_the_other_point_stays_where_the_layer_is_defined():
+    def logarithm(x):
+        return jnp.log(x) * jnp.sqrt(x - 1)
+
+    def bwd(x, dz):
+        return (dz * (jnp.sqrt(x - 1) / x + jnp.log(x) / (2 * jnp.sqrt(x - 1))),)
+
+    check_rule(logarithm, lambda x: (logarithm(x), x), bwd, 1.5 + rng.random((3, 5)))
+
+
+def test_one_example_does_not_prove_a_sum_over_examples():
+    def linear(x, b):
+        return x + b
+
+    def first(residuals, dz):
+        return dz, dz[0]
+
+    x, b = normal(size=(1, 4)), normal(size=4)
+    with pytest.raises(GradientMismatch):
+        check_rule(linear, lambda x, b: (x + b, None), first, x, b)
+
+
+# Right rules, never blamed, at the sizes that people use.
+
+
+def pooled(x):
+    n, h, w = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2).max((2, 4))
+
+
+def pooled_bwd(x, dz):
+    over = lambda a: a.repeat(2, 1).repeat(2, 2)  # noqa: E731
+    return ((x == over(pooled(x))) * over(dz),)
+
+
+def hinge(z, y):
+    return jnp.maximum(0, 1 - y * z)
+
+
+def hinge_bwd(residuals, dl):
+    z, y = residuals
+    d = jnp.where(y * z < 1, -dl, 0.0)
+    return d * y, d * z
+
+
+def entropy(p):
+    return -(p * jnp.log(p)).sum(-1)
+
+
+def entropy_bwd(p, ds):
+    return (-ds[:, None] * (jnp.log(p) + 1),)
+
+
+def logarithm_bwd(x, dz):
+    return (dz / x,)
+
+
+def keeping(f):
+    """The f_fwd that keeps its arguments."""
+    return lambda *x: (f(*x), x[0] if len(x) == 1 else x)
+
+
+def at_probabilities(draw):
+    return (np.asarray(jax.nn.softmax(3 * draw.normal(size=(32, 100)))),)
+
+
+def confident(draw, dtype="float64"):
+    """Logits of +14 at the label."""
+    y = draw.integers(10, size=32)
+    return jnp.asarray(draw.normal(size=(32, 10)) + 14 * np.eye(10)[y], dtype), y
+
+
+RIGHT = {
+    "relu": (
+        *(hg.relu, hg.relu_fwd, hg.relu_bwd),
+        lambda draw: (draw.normal(size=(64, 256)),),
+    ),
+    "max pool": (
+        *(pooled, keeping(pooled), pooled_bwd),
+        lambda draw: (draw.normal(size=(32, 28, 28)),),
+    ),
+    "hinge": (
+        *(hinge, keeping(hinge), hinge_bwd),
+        lambda draw: (draw.normal(size=(256, 10)), draw.choice([-1.0, 1.0], size=(256, 10))),
+    ),
+    "log": (jnp.log, keeping(jnp.log), logarithm_bwd, at_probabilities),
+    "entropy": (entropy, keeping(entropy), entropy_bwd, at_probabilities),
+    "logits of +14": (
+        *(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, hg.softmax_cross_entropy_bwd),
+        confident,
+    ),
+    "logits of +14, float32": (
+        *(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, hg.softmax_cross_entropy_bwd),
+        partial(confident, dtype="float32"),
+    ),
+    "softmax, float32": (
+        *(hg.softmax, hg.softmax_fwd, hg.softmax_bwd),
+        lambda draw: (single(5 * draw.normal(size=(32, 100))),),
+    ),
+    "softmax, bfloat16": (
+        *(hg.softmax, hg.softmax_fwd, hg.softmax_bwd),
+        lambda draw: (jnp.asarray(draw.normal(size=(8, 100)), "bfloat16"),),
+    ),
+    "linear, float32": (
+        *(hg.linear, hg.linear_fwd, hg.linear_bwd),
+        lambda draw: tuple(single(draw.normal(size=s)) for s in ((512, 64), (32, 64), (32,))),
+    ),
+    "squared error, of every size": (
+        *(hg.squared_error, hg.squared_error_fwd, hg.squared_error_bwd),
+        lambda draw: (np.logspace(-6, 6, 50) * draw.normal(size=50), draw.normal(size=50)),
+    ),
+    "squared error, of every size, float32": (
+        *(hg.squared_error, hg.squared_error_fwd, hg.squared_error_bwd),
+        lambda draw: (single(np.logspace(-6, 6, 50) * draw.normal(size=50)), single(np.ones(50))),
+    ),
+    "tanh, of every size": (
+        *(hg.tanh, hg.tanh_fwd, hg.tanh_bwd),
+        lambda draw: (np.logspace(-6, 1, 50) * draw.normal(size=50),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_rule_is_not_blamed(name):
+    f, f_fwd, f_bwd, arguments = RIGHT[name]
+    draws = [arguments(np.random.default_rng([3, k])) for k in range(6)]
+    assert {
+        verdict.words for verdict in prove(f, f_fwd, f_bwd, draws) if not verdict.right
+    } == set()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_saturated_classifier_is_not_blamed(dtype):
+    z, y = confident(np.random.default_rng(1), dtype)
+    z = z + 6 * np.eye(10, dtype=dtype)[y]
+
+    def loss(z):
+        return hg.softmax_cross_entropy(tap("s", z), y).mean()
+
+    o = np.array(jax.nn.softmax(np.float64(z)))
+    o[np.arange(32), y] = -np.where(np.arange(10) == y[:, None], 0, o).sum(1)
+    check_gradient(o / 32, lambda z: hg.softmax_cross_entropy(z, y).mean(), z)
+    check_steps(loss, at=(z,), ds=o / 32, dz=o / 32)
+
+
+def test_a_long_sum_may_be_added_up_in_any_order():
+    x, y = single(rng.random((100_000, 3))), single(rng.random(100_000) - 1.5)
+
+    def loss(w, b):
+        return (tap("r", x @ w + b - y) ** 2).mean()
+
+    w, b = single([0.5, -0.25, 1]), single(0.1)
+    dr = single(2) * (x @ w + b - y) / single(len(y))
+    one_by_one = np.cumsum(dr[:, None] * x, axis=0)[-1], np.cumsum(dr)[-1]
+    exact = dr.astype(float) @ x, dr.astype(float).sum()
+    for dw, db in (one_by_one, exact):
+        check_steps(loss, at=(w, b), dr=dr, dw=dw, db=db)
+        check_gradient((dw, db), loss, w, b)
+    for wrong in ((1.01 * exact[0], exact[1]), (exact[0], 1.01 * exact[1])):
+        with pytest.raises(GradientMismatch, match="WRONG"):
+            check_gradient(wrong, loss, w, b)
+
+
+def test_where_differences_see_too_little_a_right_rule_is_not_called_wrong():
+    def wave(x):
+        return jnp.sin(1e6 * x)
+
+    def bwd(x, dz):
+        return (dz * 1e6 * jnp.cos(1e6 * x),)
+
+    assert "wrong" not in outcomes(check_rule, wave, keeping(wave), bwd, normal(size=7)).values()
