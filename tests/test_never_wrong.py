@@ -50,9 +50,9 @@ TARGETS = np.array([0.5, 0.0, 0.5])
 ENDLESS = {
     "log of a negative": (lambda x: jnp.log(x).sum(), [-1.0, 2.0, 3.0]),
     "an overflow": (lambda x: (x**2).sum(), single([1e20, 2e20, 3e20])),
-    "0 log 0": (lambda x: (TARGETS * (jnp.log(TARGETS) - jax.nn.log_softmax(x))).sum(), normal(3)),
-    "a masked score": (lambda x: (x + jnp.array([0.0, -jnp.inf, 0.0])).sum(), normal(3)),
-    "a constant of NaN": (lambda x: (x**2).sum() + np.nan, normal(3)),
+    "0 log 0": (lambda x: (TARGETS * (jnp.log(TARGETS) - jax.nn.log_softmax(x))).sum(), normal(size=3)),
+    "a masked score": (lambda x: (x + jnp.array([0.0, -jnp.inf, 0.0])).sum(), normal(size=3)),
+    "a constant of NaN": (lambda x: (x**2).sum() + np.nan, normal(size=3)),
 }
 
 
