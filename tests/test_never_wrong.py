@@ -3,6 +3,7 @@
 Where neither can be told, it says so, and does not pass.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -50,7 +51,10 @@ TARGETS = np.array([0.5, 0.0, 0.5])
 ENDLESS = {
     "log of a negative": (lambda x: jnp.log(x).sum(), [-1.0, 2.0, 3.0]),
     "an overflow": (lambda x: (x**2).sum(), single([1e20, 2e20, 3e20])),
-    "0 log 0": (lambda x: (TARGETS * (jnp.log(TARGETS) - jax.nn.log_softmax(x))).sum(), normal(size=3)),
+    "0 log 0": (
+        lambda x: (TARGETS * (jnp.log(TARGETS) - jax.nn.log_softmax(x))).sum(),
+        normal(size=3),
+    ),
     "a masked score": (lambda x: (x + jnp.array([0.0, -jnp.inf, 0.0])).sum(), normal(size=3)),
     "a constant of NaN": (lambda x: (x**2).sum() + np.nan, normal(size=3)),
 }
@@ -127,7 +131,9 @@ def test_a_rule_of_an_f_that_gives_another_value_the_second_time_is_not_judged()
     def dropped(x):
         return x * (draw.random(x.shape) < 0.5)
 
-    found = outcomes(check_rule, dropped, lambda x: (dropped(x), x), lambda x, dz: (dz,), normal(9))
+    found = outcomes(
+        check_rule, dropped, lambda x: (dropped(x), x), lambda x, dz: (dz,), normal(size=9)
+    )
     assert found["dx"] == "unjudged"
 
 
@@ -682,3 +688,385 @@ def test_where_differences_see_too_little_a_right_rule_is_not_called_wrong():
         return (dz * 1e6 * jnp.cos(1e6 * x),)
 
     assert "wrong" not in outcomes(check_rule, wave, keeping(wave), bwd, normal(size=7)).values()
+
+
+# Whatever the reader's code does to the search for the mistake, what was found stays found.
+
+
+def negated(bwd):
+    """The rule with the sign of its first cotangent flipped."""
+
+    def wrong(residuals, dz):
+        first, *rest = bwd(residuals, dz)
+        return -first, *rest
+
+    return wrong
+
+
+def dropout(x, key):
+    return x * jax.random.bernoulli(key, 0.5, x.shape)
+
+
+def dropout_bwd(residuals, dz):
+    x, key = residuals
+    return dz * jax.random.bernoulli(key, 0.5, x.shape), None
+
+
+UNSEARCHABLE = {
+    "more examples than are tried, over two axes": (
+        hg.linear,
+        hg.linear_bwd,
+        (normal(size=(9, 8, 4)), normal(size=(5, 4)), normal(size=5)),
+    ),
+    "integer labels of the losses' shape": (
+        hg.cross_entropy,
+        hg.cross_entropy_bwd,
+        (hg.softmax(normal(size=(6, 4))), rng.integers(4, size=6)),
+    ),
+    "integer labels of the losses' shape, fused": (
+        hg.softmax_cross_entropy,
+        hg.softmax_cross_entropy_bwd,
+        (normal(size=(6, 4)), rng.integers(4, size=6)),
+    ),
+    "a random key": (dropout, dropout_bwd, (normal(size=(4, 5)), jax.random.key(3))),
+}
+
+
+@pytest.mark.parametrize("name", UNSEARCHABLE)
+def test_one_hypothesis_that_fails_costs_no_other_its_answer(name):
+    f, bwd, args = UNSEARCHABLE[name]
+    fwd = getattr(hg, f"{f.__name__}_fwd", keeping(f))
+    first = told(check_rule, f, fwd, negated(bwd), *args)[0]
+    assert (first.outcome, first.mistakes) == ("wrong", ("sign",)), first
+
+
+def picky(x, y):
+    """A loss that cannot be traced in its labels."""
+    if np.asarray(y).max() > 3:
+        raise ValueError("no such class")
+    return (x[np.arange(len(y)), np.asarray(y)] ** 2).sum()
+
+
+def test_a_loss_that_can_be_traced_in_its_floats_alone_is_explained():
+    x, y = normal(size=(5, 4)), np.array([0, 3, 1, 1, 2])
+    true = jax.grad(picky)(jnp.asarray(x), y)
+    check_gradient(true, picky, x, y)
+    with pytest.raises(GradientMismatch, match="its sign is flipped"):
+        check_gradient(-true, picky, x, y)
+
+
+# What comes earlier in the forward pass explains nothing of what comes later.
+
+
+def test_a_reader_s_later_step_is_no_cause_of_an_earlier_one():
+    x, b, c = (normal(size=4) for _ in range(3))
+
+    def loss(x):
+        z = tap("z", x + b)
+        a = tap("a", z + c)
+        return jnp.sin(a).sum()
+
+    wrong = np.cos(x + b + c) + normal(size=4)
+    report = told(check_steps, loss, at=(x,), da=wrong, dz=wrong, dx=wrong)
+    outcome = {verdict.name: verdict.outcome for verdict in report}
+    assert outcome == {"da": "wrong", "dz": "right", "dx": "right"}
+    assert not report[0].mistakes
+    assert "dz" not in report[0].words and "dx" not in report[0].words
+
+
+# A step that is right is not blamed for another.
+
+
+def classified():
+    X, W = normal(size=(6, 4)), normal(size=(4, 3))
+    Y = np.eye(3)[rng.integers(3, size=6)]
+    p = np.asarray(jax.nn.softmax(X @ W))
+
+    def loss(W):
+        return -(Y * jax.nn.log_softmax(tap("z", X @ W))).sum(1).mean()
+
+    return X, W, p - Y, loss
+
+
+def test_a_step_that_is_the_true_gradient_is_not_blamed():
+    X, W, error, loss = classified()
+    report = told(check_steps, loss, at=(W,), dz=error, dW=X.T @ error / 6)
+    assert [verdict.outcome for verdict in report] == ["wrong", "right"]
+    assert "1/N of a mean is missing, N = 6" in report[0].words
+    assert report[1].words == "is the true gradient, though not from your dz"
+
+
+def test_a_step_that_is_right_given_the_reader_s_own_is_not_blamed():
+    X, W, error, loss = classified()
+    report = told(check_steps, loss, at=(W,), dz=error, dW=X.T @ error)
+    assert [verdict.outcome for verdict in report] == ["wrong", "right"]
+    assert report[1].words == "right given your dz"
+    neither = told(check_steps, loss, at=(W,), dz=error, dW=2 * X.T @ error)
+    assert [verdict.outcome for verdict in neither] == ["wrong", "wrong"]
+
+
+# NumPy that writes in place, the order of other courses, and forms that are nearly right.
+
+x = normal(size=(3, 4))
+
+
+def in_place(dout, x):
+    dx = dout
+    dx[x < 0] = 0
+    return (dx,)
+
+
+def in_place_fwd(x):
+    out = x
+    out[out < 0] = 0
+    return out, out
+
+
+def test_numpy_that_writes_in_place_simply_works():
+    before = x.copy()
+    check_rule(hg.relu, hg.relu_fwd, lambda a, dout: in_place(dout, a - 1e-300), x)
+    check_rule(hg.relu, in_place_fwd, lambda a, dout: in_place(dout, np.where(a > 0, 1, -1)), x)
+
+    def added(x, dz):
+        dx = np.zeros_like(x)
+        for i, row in enumerate(dz):
+            dx[i] += row * (x[i] > 0)
+        return (dx,)
+
+    check_rule(hg.relu, keeping(hg.relu), added, x)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_numpy_that_writes_in_place_is_judged():
+    with pytest.raises(GradientMismatch, match=r"dx .*WRONG"):
+        check_rule(hg.relu, keeping(hg.relu), lambda x, dout: in_place(dout, -x), x)
+    # the input was overwritten before it was kept, and a layer that is its own residual forgets it
+    fwd = lambda x: (in_place_fwd(x)[0], x)  # noqa: E731
+    with pytest.raises(GradientMismatch, match=r"dx .*WRONG"):
+        check_rule(hg.relu, fwd, lambda x, dout: in_place(dout, x), x)
+
+    def doubled(x, dz):
+        dz *= 2
+        return (dz * (x > 0),)
+
+    with pytest.raises(GradientMismatch, match="constant factor 2"):
+        check_rule(hg.relu, keeping(hg.relu), doubled, x)
+
+
+def unpacked(dout, cache):
+    x, W, _ = cache
+    return dout @ W, dout.T @ x, dout.sum(0)
+
+
+def one_array(dout, cache):
+    return (dout * (cache > 0),)
+
+
+def mapping(dout, cache):
+    return (dout * (cache["x"] > 0),)
+
+
+linear = x, normal(size=(5, 4)), normal(size=5)
+
+
+@pytest.mark.parametrize(
+    ("f", "fwd", "bwd", "args"),
+    [
+        (hg.linear, keeping(hg.linear), unpacked, linear),
+        (hg.relu, keeping(hg.relu), one_array, (x,)),
+        (hg.relu, lambda x: (hg.relu(x), {"x": x}), mapping, (x,)),
+    ],
+    ids=["a tuple", "an array", "a dict"],
+)
+def test_the_other_order_of_f_bwd_s_arguments_is_recognised(f, fwd, bwd, args):
+    message = rf"{bwd.__name__}: expected \(residuals, dz\), in this order"
+    with pytest.raises((GradientMismatch, TypeError), match=message):
+        check_rule(f, fwd, bwd, *args)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda dx, dW, db: (dx, dW), "db is missing"),
+        (lambda dx, dW, db: (dx, db), "dW is missing"),
+        (lambda dx, dW, db: (dW, db), "dx is missing"),
+        (lambda dx, dW, db: (db,), "dx and dW are missing"),
+        (lambda dx, dW, db: (dW, dx, db), "dx and dW are exchanged"),
+        (lambda dx, dW, db: (dx, db, dW), "dW and db are exchanged"),
+        (lambda dx, dW, db: {"x": dx}, "expected a tuple of 3 cotangents"),
+    ],
+)
+def test_cotangents_that_are_missing_or_exchanged_are_said(given, message):
+    def bwd(residuals, dz):
+        return given(*hg.linear_bwd(residuals, dz))
+
+    with pytest.raises(GradientMismatch, match=message):
+        check_rule(hg.linear, hg.linear_fwd, bwd, *linear)
+
+
+def test_a_none_that_is_missing_is_said():
+    z, y = normal(size=(4, 3)), np.array([0, 2, 1, 1])
+
+    def bwd(residuals, dl):
+        return hg.softmax_cross_entropy_bwd(residuals, dl)[:1]
+
+    with pytest.raises(GradientMismatch, match="None for y is missing"):
+        check_rule(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, bwd, z, y)
+
+
+def weighted(p):
+    return ((p["W"] * p["layers"][1]) ** 2).sum() + p["b"]
+
+
+p = {"W": x, "layers": [x, 2 * x], "b": 0.5}
+dp = {"W": 8 * x**3, "layers": [0 * x, 4 * x**3], "b": 1.0}
+
+
+def test_a_missing_key_of_a_tree_is_named_alone():
+    check_gradient(dp, weighted, p)
+    for key in p:
+        given = {k: d for k, d in dp.items() if k != key}
+        report = told(check_gradient, given, weighted, p)
+        wrong = [verdict for verdict in report if verdict.outcome == "wrong"]
+        assert wrong and all(v.name.startswith(f"dp['{key}']") for v in wrong)
+        assert all("missing" in v.words and "PyTreeDef" not in v.words for v in wrong)
+        assert len(report) == 4
+    report = told(check_gradient, dp | {"gamma": x}, weighted, p)
+    assert [v.name for v in report if v.outcome == "wrong"] == ["dp['gamma']"]
+
+
+def test_leaves_that_have_no_gradient_are_no_trouble():
+    def f(p):
+        return (p["act"](p["W"][: p["n"]]) ** 2).sum() * {"double": 2}[p["how"]]
+
+    p = {"W": x, "n": 2, "act": jnp.tanh, "how": "double", "ids": np.array([0, 1])}
+    t = np.tanh(x) * (np.arange(3) < 2)[:, None]
+    dW = 4 * t * (1 - t**2)
+    nothing = dict.fromkeys(("n", "act", "how", "ids"))
+    for d in ({"W": dW}, {"W": dW} | nothing):
+        check_gradient(d, f, p)
+        check_steps(lambda p: tap("l", f(p)), at=(p,), dl=1.0, dp=d)
+    with pytest.raises(GradientMismatch, match=r"dp\['W'\] .*WRONG: its sign is flipped"):
+        check_gradient({"W": -dW}, f, p)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda x: np.sum(np.tanh(np.asarray(x)) ** 2), "jax.numpy"),
+        (lambda x: (x**2).sum() if x[0] > 0 else x.sum(), "jnp.where"),
+        (lambda x: float((x**2).sum()), r"float|a value"),
+        (lambda x: jnp.asarray(sum(x[i] for i in range(int(x[0])))), "int"),
+    ],
+    ids=["NumPy", "if", "float", "int"],
+)
+@pytest.mark.parametrize("check", ["gradient", "steps"])
+def test_a_loss_that_jax_cannot_differentiate_is_refused_in_one_line(f, message, check):
+    v = np.array([2.0, 1.0])
+    with pytest.raises(TypeError, match=message) as problem:
+        if check == "gradient":
+            check_gradient(2 * v, f, v)
+        else:
+            check_steps(lambda v: f(tap("z", 2 * v)), at=(v,), dv=v)
+    assert "\n" not in str(problem.value)
+    assert "Tracer" not in str(problem.value)
+
+
+def test_steps_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"expected at least one step.*dz, dx"):
+        check_steps(lambda x: tap("z", 2 * x).sum(), at=(x,))
+
+
+def test_a_complex_tap_is_called_complex():
+    def loss(x):
+        return jnp.abs(tap("z", jnp.exp(1j * x) + x)).sum()
+
+    with pytest.raises(ValueError, match="tap 'z': complex"):
+        check_steps(loss, at=(x,), dz=x)
+
+
+def test_a_tap_that_the_loss_does_not_use_is_called_unused():
+    def loss(x):
+        tap("z", 2 * x)
+        return (x**2).sum()
+
+    check_steps(loss, at=(x,), dz=0 * x, dx=2 * x)
+    with pytest.raises(GradientMismatch, match=r"dz .*WRONG: .*the loss does not use z"):
+        check_steps(loss, at=(x,), dz=x, dx=2 * x)
+
+
+@pytest.mark.parametrize("error", [1e-3, 1e-6, 1e-9, 1e-11])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_near_miss_shows_by_how_much_it_missed(dtype, error):
+    v = np.asarray([2.0, -3.0, 6.0], dtype)
+    hand = 2 * v.astype(float) + [0, 12 * error, 0]
+    if dtype == "float64" or error > 1e-6:
+        with pytest.raises(GradientMismatch, match="no known mistake") as mismatch:
+            check_gradient(hand, lambda v: (v**2).sum(), v)
+        numbers = re.findall(r"-?\d[\d.]*(?:e-?\d+)?", str(mismatch.value).partition("at [1]")[2])
+        assert len(set(numbers)) == len(numbers) >= 2
+
+
+# The search for a mistake that is none of the known ones ends, however large the program.
+
+
+class Passes(list):
+    """How many numbers each cotangent held that came back through the mark `here`.
+
+    Where several backward passes run at once, they count together.
+    """
+
+    def __init__(self):
+        self.here = jax.custom_vjp(lambda x: x)
+        self.here.defvjp(lambda x: (x, None), self._back)
+
+    def _back(self, _, d):
+        def count(d):
+            self.append(np.size(d))
+            return np.asarray(d)
+
+        like = jax.ShapeDtypeStruct(d.shape, d.dtype)
+        return (jax.pure_callback(count, like, d, vmap_method="expand_dims"),)
+
+
+def test_the_search_holds_no_more_numbers_at_once_than_fit():
+    passes = Passes()
+    q, k, v, do = (normal(size=(n, 2)) for n in (60, 2560, 2560, 60))
+
+    def loss(q, k, v):
+        scores = passes.here(q @ k.T)
+        return (do * tap("o", jax.nn.softmax(scores) @ v)).sum()
+
+    dq, dk, dv = map(np.asarray, jax.grad(loss, argnums=(0, 1, 2))(q, k, v))
+    wrong = dq + np.linspace(0, 1, 60)[:, None] ** 2
+    with pytest.raises(GradientMismatch, match=r"dq .*WRONG: no known mistake.*not tried"):
+        check_steps(loss, at=(q, k, v), do=do, dq=wrong, dk=dk, dv=dv)
+    assert max(passes) <= 2**23  # in float64, and some ten such arrays a pass, 0.7 GB
+
+
+def backward_passes_of_a_search(times):
+    passes = Passes()
+    x, U = normal(size=(times, 3)), normal(size=(3, 3)) / 2
+
+    def loss(U):
+        h = jnp.zeros(3)
+        for i in range(times):
+            h = tap(f"h{i}", passes.here(jnp.tanh(U @ h + x[i])))
+        return (h**2).sum()
+
+    h = [np.zeros(3)]
+    for row in x:
+        h.append(np.tanh(U @ h[-1] + row))
+    steps, dh, dU = {}, 2 * h[-1], np.zeros((3, 3))
+    for i in reversed(range(times)):
+        steps[f"dh{i}"] = dh = dh + (i == 1) * np.array([0.3, -0.1, 0.2])
+        dz = dh * (1 - h[i + 1] ** 2)
+        dh, dU = U.T @ dz, dU + np.outer(dz, h[i])
+    with pytest.raises(GradientMismatch, match=r"(?s)dh1 .*WRONG: no known mistake.*Mend dh1"):
+        check_steps(loss, at=(U,), **steps, dU=dU)
+    return sum(passes) / (3 * times)
+
+
+def test_the_search_grows_no_faster_than_the_program():
+    few, many = map(backward_passes_of_a_search, (5, 15))
+    assert many <= 3.2 * few
