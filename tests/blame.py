@@ -1,0 +1,103 @@
+"""Count how often a right rule is blamed at the sizes that people use.
+
+python tests/blame.py [draws] proves every rule of the catalog in float64 and in float32, at that
+many draws of its typical example with longer axes, and prints how many were called wrong, how many
+could not be judged, and what was said of the first of each.
+"""
+
+import sys
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from handgrad.catalog import ROWS
+from handgrad.check import GradientMismatch, prove
+
+DTYPES = "float64", "float32"
+LONGER = {2: 8, 3: 32, 4: 128, 5: 64}
+CLASSES = {"softmax_cross_entropy": {4: 1000}}  # axes that are longer still, by topic
+AT_ONCE = 2**22  # numbers in the draws that are proved by one compilation
+
+
+class Longer:
+    """A generator of random numbers whose axes are longer than those that it is asked for."""
+
+    def __init__(self, rng, lengths):
+        self.rng, self.lengths = rng, lengths
+
+    def __getattr__(self, distribution):
+        draw = getattr(self.rng, distribution)
+
+        def drawn(*parameters, size=None, **named):
+            axes = size if size is None or np.ndim(size) else (size,)
+            longer = axes and tuple(self.lengths.get(n, n) for n in axes)
+            return draw(*parameters, size=longer, **named)
+
+        return drawn
+
+
+def typical(row, seed):
+    """The arguments of a row's typical example, with longer axes, and its hyperparameters."""
+    lengths = LONGER | CLASSES.get(row.topic, {})
+    return row.examples(Longer(np.random.default_rng(seed), lengths))["typical"]
+
+
+def cast(args, dtype):
+    """The arguments with their floats in the dtype."""
+    return [jnp.asarray(a, dtype) if np.asarray(a).dtype.kind == "f" else a for a in args]
+
+
+class Count(NamedTuple):
+    """What was found of one rule in one dtype: {outcome: draws}, and what was said of a blame."""
+
+    outcomes: Counter
+    said: dict
+
+
+def outcome(row, draws, hyper):
+    """(the worst outcome of all gradients over these draws, what was said of it)."""
+    try:
+        verdicts = prove(row.f, row.f_fwd, row.f_bwd, draws, **hyper)
+    except GradientMismatch as mismatch:
+        return "wrong", str(mismatch)
+    found = {verdict.outcome: f"{verdict.name}: {verdict.words}" for verdict in verdicts}
+    worst = next(kind for kind in ("wrong", "unjudged", "right") if kind in found)
+    return worst, found[worst]
+
+
+def blamed(row, dtype, draws):
+    """The Count of a rule over that many draws."""
+    args, hyper = typical(row, [0, 0])
+    at_once = max(AT_ONCE // (1 + sum(map(np.size, args))), 1)
+    count = Count(Counter(), {})
+    for start in range(0, draws, at_once):
+        seeds = range(start, min(start + at_once, draws))
+        several = [cast(typical(row, [0, seed])[0], dtype) for seed in seeds]
+        worst, _ = outcome(row, several, hyper)
+        # one by one only where there is blame
+        for draw in [several] if worst == "right" else [[args] for args in several]:
+            kind, words = outcome(row, draw, hyper)
+            count.outcomes[kind] += len(draw)
+            if kind != "right":
+                count.said.setdefault(kind, words)
+    return count
+
+
+def text(counts):
+    """The counts as an aligned table, with what was said below the lines of the blamed ones."""
+    lines = [f"{'rule':24}{'dtype':9}{'draws':>6}{'wrong':>7}{'unjudged':>10}"]
+    for (name, dtype), (outcomes, said) in counts.items():
+        wrong, unjudged = outcomes["wrong"], outcomes["unjudged"]
+        lines.append(f"{name:24}{dtype:9}{outcomes.total():6}{wrong:7}{unjudged:10}")
+        lines += [f"    {words}" for words in said.values()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    draws = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    counts = {(row.name, kind): blamed(row, kind, draws) for row in ROWS for kind in DTYPES}
+    print(text(counts))
