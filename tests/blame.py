@@ -76,11 +76,12 @@ def blamed(row, dtype, draws):
     for start in range(0, draws, at_once):
         seeds = range(start, min(start + at_once, draws))
         several = [cast(typical(row, [0, seed])[0], dtype) for seed in seeds]
-        worst, _ = outcome(row, several, hyper)
-        # one by one only where there is blame
-        for draw in [several] if worst == "right" else [[args] for args in several]:
-            kind, words = outcome(row, draw, hyper)
-            count.outcomes[kind] += len(draw)
+        if outcome(row, several, hyper)[0] == "right":
+            count.outcomes["right"] += len(several)
+            continue
+        for args in several:  # one by one only where there is blame
+            kind, words = outcome(row, [args], hyper)
+            count.outcomes[kind] += 1
             if kind != "right":
                 count.said.setdefault(kind, words)
     return count
