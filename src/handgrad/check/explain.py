@@ -56,10 +56,14 @@ def explain(findings, suspects):
     for finding in findings:
         if finding.wrong:
             try:
-                evidence = Evidence(finding.off, **suspects.evidence(finding.place))
-                names, words = diagnose(finding.name, finding.hand, finding.true, evidence)
-            except Exception as problem:
-                names, words = (), f"the search for the mistake stopped at {type(problem).__name__}"
-            if words:
-                said[finding.place] = names, words
+                evidence, untried = suspects.evidence(finding.place), ()
+            except Exception:  # the program can't be looked into: the two arrays are left
+                evidence, untried = {}, ("other programs",)
+            evidence = Evidence(finding.off, **evidence)
+            diagnosis = diagnose(finding.name, finding.hand, finding.true, evidence)
+            untried += diagnosis.untried
+            if diagnosis.names:
+                said[finding.place] = diagnosis.names, diagnosis.words
+            elif untried:
+                said[finding.place] = (), f"not tried: {', '.join(untried)}"
     return said

@@ -30,14 +30,15 @@ class Evidence(NamedTuple):
     """What a checker knows of a wrong gradient besides the two arrays; what it can't know is empty.
 
     off(a, b) says which entries of a differ from b beyond the digits of their dtype; counts are the
-    sizes that an N may stand for; alternatives() are what mistakes would have given, and mended()
-    pairs of a mistake and what the hand gives without it; at_a_kink(places) says whether the loss
-    has two slopes there. The last three are for a norm: its input, the layer on any input, and dz.
+    sizes that an N may stand for; alternatives are what mistakes would have given, pairs of what is
+    tried and a function that yields them; mended() pairs of a mistake and what the hand gives
+    without it; at_a_kink(places) says whether the loss has two slopes there. The last three are for
+    a norm: its input, the layer on any input, and dz.
     """
 
     off: Callable
     counts: tuple = ()
-    alternatives: Callable = tuple
+    alternatives: tuple = ()
     mended: Callable = tuple
     at_a_kink: Callable = lambda places: False
     argument: np.ndarray | None = None
@@ -49,23 +50,32 @@ class Evidence(NamedTuple):
         return a.shape == b.shape and bool(np.isfinite(a).all()) and not self.off(a, b).any()
 
 
-def diagnose(name, hand, true, evidence):
-    """The mistakes that turn the gradient `true` into `hand`: a tuple of names, and a sentence.
+class Diagnosis(NamedTuple):
+    """The names of the mistakes, a sentence about them, and what could not be tried."""
 
-    The names are empty, and the sentence too, when no known mistake fits. Where different mistakes
-    would give the same array, both are named.
+    names: tuple = ()
+    words: str = ""
+    untried: tuple = ()
+
+
+def diagnose(name, hand, true, evidence):
+    """The mistakes that turn the gradient `true` into `hand`: a Diagnosis.
+
+    There are no names, and no sentence, when no known mistake fits. Where different mistakes would
+    give the same array, all are named. What fails or takes too long costs its own answer only.
     """
     if not np.isfinite(hand).all():
-        return (), ""
-    fits = []
-    for alternative in itertools.chain(
-        [Alternative((), true)],
-        _of_a_symmetric_matrix(true),
-        _of_a_norm(hand, true, evidence),
-        evidence.alternatives(),
-    ):
-        if alternative.mistakes and evidence.close(alternative.value, true):
-            continue  # made here, it would change nothing
+        return Diagnosis()
+    fits, untried = [], []
+
+    def each(what, generate):
+        # all that generate() gives before it fails
+        try:
+            yield from generate()
+        except Exception:  # whatever is met in the reader's code, the others are still tried
+            untried.append(what)
+
+    def made_of(alternative):
         for mistakes, value, mine in _rearranged(name, hand, alternative.value, evidence):
             plain = not alternative.mistakes and not mistakes
             factor = _factor(mine, value, evidence, anything=plain)
@@ -73,16 +83,30 @@ def diagnose(name, hand, true, evidence):
                 more = (*mistakes, *_named(factor, evidence.counts))
                 steps = len(more) + bool(alternative.mistakes)
                 if 1 <= steps <= 2:
-                    fits.append((steps, (*alternative.mistakes, *more)))
-    fits += [(1, made) for made in _in_part(hand, true, evidence, explained=bool(fits))]
-    fits += [(1, (m,)) for m, value in evidence.mended() if evidence.close(value, true)]
+                    yield steps, (*alternative.mistakes, *more)
+
+    for what, generate in (
+        ("the gradient itself", lambda: [Alternative((), true)]),
+        ("a symmetric matrix", lambda: _of_a_symmetric_matrix(true)),
+        ("a norm", lambda: _of_a_norm(hand, true, evidence)),
+        *evidence.alternatives,
+    ):
+        for alternative in each(what, generate):
+            if alternative.mistakes and evidence.close(alternative.value, true):
+                continue  # made here, it would change nothing
+            fits += each(what, lambda alternative=alternative: made_of(alternative))
+    in_part = lambda: _in_part(hand, true, evidence, explained=bool(fits))  # noqa: E731
+    fits += [(1, made) for made in each("single entries", in_part)]
+    mended = each("other residuals", evidence.mended)
+    fits += [(1, (m,)) for m, value in mended if evidence.close(value, true)]
+    untried = tuple(dict.fromkeys(untried))
     if not fits:
-        return (), ""
+        return Diagnosis(untried=untried)
     fewest = min(steps for steps, _ in fits)
     made_so = [made for steps, made in fits if steps == fewest]
     sentences = {"; and ".join(m.words for m in made): made for made in made_so}
     names = dict.fromkeys(m.name for made in sentences.values() for m in made)
-    return tuple(names), ". Or: ".join(list(sentences)[:3])
+    return Diagnosis(tuple(names), ". Or: ".join(list(sentences)[:3]), untried)
 
 
 def _factor(hand, value, evidence, anything):

@@ -263,7 +263,7 @@ def _with_other_residuals(rule, which, args, dz):
     leaves, tree = tree_flatten(residuals)
     mended = []
     for k, leaf in enumerate(leaves):
-        for x in args:
+        for x in (args[i] for i in which):
             shapes = {getattr(a, "shape", None) for a in (leaf, x, z)}
             if len(shapes) == 1 and None not in shapes:
                 for kept, needed, words in ((x, z, "output"), (z, x, "input")):

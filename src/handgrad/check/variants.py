@@ -1,12 +1,13 @@
 """The backward pass again with one thing changed: what a classic mistake would have computed.
 
 A variant runs on other operands: another upstream, another label, a value in another's place, a
-branch of a fan-out shut. All variants of a backward pass run in one compilation.
+branch of a fan-out shut. Each kind of variant is tried by itself, and all share a compilation.
 
 Derivation: notebooks/32_checker.ipynb
 """
 
 import itertools
+from collections import Counter
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -17,9 +18,11 @@ import numpy as np
 from handgrad.check.arrays import once
 from handgrad.check.jaxpr import gated
 from handgrad.check.mistakes import LABEL, Alternative, Mistake
+from handgrad.check.program import Program, dependence, sizes
 
-LIMIT = 64  # a Jacobian with more rows is not built, nor are more branches or examples tried
-MEMORY = 2**24  # numbers that the operands of one kind of variants may hold together
+LIMIT = 64  # a Jacobian with more rows is not built, nor are more variants of one kind tried
+MEMORY = 2**24  # numbers that the variants of one run may hold together
+WORK = 2**28  # numbers that all variants of a check may compute together
 
 
 class Operands(NamedTuple):
@@ -52,6 +55,10 @@ _exchange.defvjp(
 )
 
 
+class TooMuch(Exception):
+    """More work than a check may take; what it was for is left untried."""
+
+
 class Target(NamedTuple):
     """A value whose gradient is judged: a leaf of the arguments, or a tap."""
 
@@ -72,11 +79,13 @@ class Suspects:
         mended() is what the reader's own rule gives without a mistake: pairs of a Mistake and the
         arrays by their places.
         """
-        self.total, self.at, self.values = total, at, values
+        self.at, self.values, self.seen = at, values, once(values)
         self.mended = cache(lambda: list(mended()))
-        self.here = cache(lambda: values(at))
-        self.alternatives = cache(lambda: alternatives(total, at, self.here()))
-        self.totals = once(jax.vmap(total))
+        self.program = cache(lambda: Program(total, at))
+        self.again = cache(self._again)
+        self.targets = cache(lambda: _targets(at, self.seen(at) if at.slots else {}))
+        self.after = cache(self._after)
+        self._tried = cache(self._try)
 
     def of_argument(self, j):
         """The place of the first leaf of the j-th differentiable argument."""
@@ -89,87 +98,135 @@ class Suspects:
 
     def evidence(self, place):
         """What is known of the gradient at a place, as keywords of Evidence."""
-        targets = {t.place: t for t in _targets(self.at, self.here())}
-        sizes = [x.shape for x in jax.tree.leaves((self.at.floats, self.here()))]
-        counts = {int(n) for s in sizes for n in (*s, np.prod(s[:-1]), np.prod(s))}
+        shapes = [np.shape(x) for x in jax.tree.leaves(self.at.floats)]
         evidence = {
-            "counts": tuple(sorted(counts - {0, 1})),
-            "alternatives": lambda: self.alternatives()[place],
+            "counts": sizes([*shapes, *(t.value.shape for t in self.targets())]),
+            "alternatives": [(kind.what, partial(self._of_kind, kind, place)) for kind in KINDS],
             "mended": lambda: [(mistake, arrays[place]) for mistake, arrays in self.mended()],
         }
-        if place in targets:
-            target = targets[place]
-            evidence["at_a_kink"] = lambda places: kinked(self.totals, self.at, target, places)
-            for above in (t.tap for t in targets.values() if t.tap not in (None, target.tap)):
+        target = next((t for t in self.targets() if t.place == place), None)
+        if target is not None:
+            evidence["at_a_kink"] = lambda places: kinked(self.again(), target, places)
+            for above in self.after()[place]:
                 dz = np.asarray(self.at.own[above])
-                if self.at.taken[above] and dz.shape == target.value.shape:
+                if dz.shape == target.value.shape:
                     evidence["argument"], evidence["upstream"] = target.value, dz
                     evidence["forward"] = lambda x, above=above: self._forward(target, x, above)
         return evidence
 
+    def _again(self):
+        # What it closes over can be changed as its other arguments can.
+        ids, given = self.program().ids(), len(self.at.others)
+        at = self.at._replace(others=[*self.at.others, *ids.values()])
+
+        def total(at):
+            mine, closed_over = at.others[:given], at.others[given:]
+            others = dict(zip(ids, closed_over, strict=True))
+            return self.program().run(at._replace(others=mine), others)
+
+        return Again(total, at, self.program().numbers())
+
+    def _after(self):
+        # by place: the taps that come after it in the forward pass and hand on the reader's own
+        def seen(floats, slots):
+            return self.values(self.at._replace(floats=floats, slots=slots))
+
+        taps = [tap for tap in sorted(self.at.slots) for _ in jax.tree.leaves(self.at.slots[tap])]
+        reached = dict.fromkeys(range(len(jax.tree.leaves(self.at.floats)) + len(taps)), ())
+        own = {t.place: t.tap for t in self.targets()}
+        needs = dependence(seen, self.at.floats, self.at.slots)
+        for tap, places in zip(taps, needs, strict=True):
+            for place in places:
+                after = self.at.taken[tap] and own.get(place) != tap
+                if after and tap not in reached[place]:
+                    reached[place] = (*reached[place], tap)
+        return reached
+
+    def _of_kind(self, kind, place):
+        found, problem = self._tried(kind)
+        yield from (alternative for where, alternative in found if where == place)
+        if problem:  # it is met again by every gradient that asks
+            raise problem
+
+    def _try(self, kind):
+        found = []
+        try:
+            found.extend(kind.alternatives(self))
+        except Exception as problem:
+            return found, problem
+        return found, None
+
     def _forward(self, target, x, above):
-        return np.asarray(self.values(_put(self.at, target, x))[above])
+        return np.asarray(self.seen(_put(self.at, target, x))[above])
 
 
-def kinked(totals, at, target, places):
-    """Whether the loss has two slopes at every one of these entries of the target.
+class Again:
+    """The loss and its backward pass at many operands, a bounded number of times.
 
-    totals is the loss of many operands at once.
+    The rows of a run are stacked, a few at a time, and all runs share one compilation.
     """
-    places = places[: max(_room(at) // 2, 1)]
+
+    def __init__(self, total, at, numbers):
+        """numbers is how many of them total(at) computes."""
+        self.total, self.at = total, at
+        self.rows = max(1, min(LIMIT, MEMORY // (1 + 4 * numbers)))
+        self.left = WORK // (1 + 4 * numbers)
+        self.gated = cache(lambda: gated(total, at))
+        self._losses = cache(lambda: self._compiled(total))
+        self._backward = cache(lambda: self._compiled(self._gradients))
+
+    def losses(self, rows):
+        """The loss at each of the operands, or TooMuch."""
+        return [row[0] for row in self._run(self._losses(), [(at,) for at in rows])]
+
+    def gradients(self, rows, gates=None):
+        """The gradients at each of the operands, by their places; or TooMuch.
+
+        gates are the weights of the uses of values that are used several times, (32.8).
+        """
+        open_ = np.ones(len(self.gated()[1]))
+        gates = [open_ for _ in rows] if gates is None else gates
+        return self._run(self._backward(), list(zip(gates, rows, strict=True)))
+
+    def _gradients(self, gates, operands):
+        def of(floats, slots):
+            return self.gated()[0](gates, operands._replace(floats=floats, slots=slots))
+
+        return jax.tree.leaves(jax.grad(of, argnums=(0, 1))(operands.floats, operands.slots))
+
+    def _compiled(self, f):
+        return once(jax.vmap(f) if self.rows > 1 else f)
+
+    def _run(self, f, rows):
+        if len(rows) > self.left:
+            raise TooMuch
+        self.left -= len(rows)
+        results = []
+        for start in range(0, len(rows), self.rows):
+            some = rows[start : start + self.rows]
+            if self.rows == 1:
+                results.append(jax.tree.leaves(jax.device_get(f(*some[0]))))
+                continue
+            padded = [*some, *[some[-1]] * (self.rows - len(some))]
+            arrays = jax.tree.leaves(jax.device_get(f(*_stacked(padded))))
+            results += [[array[k] for array in arrays] for k in range(len(some))]
+        return results
+
+
+def kinked(again, target, places):
+    """Whether the loss has two slopes at every one of these entries of the target."""
     eps = float(jnp.finfo(target.value.dtype).eps)
     step = eps**0.5 * max(np.abs(target.value).max(initial=0.0), 1e-3)
-    sides = [at]
+    sides = [again.at]
     for place in places:
         for t in (step, -step):
             moved = np.array(target.value)
             moved[place] += t
-            sides.append(_put(at, target, moved))
-    rows = 2 ** len(sides).bit_length()  # few numbers of rows, so that few are compiled
-    here, *values = np.asarray(totals(_stacked(sides + [at] * (rows - len(sides)))))[: len(sides)]
+            sides.append(_put(again.at, target, moved))
+    here, *values = map(float, again.losses(sides))
     up, down = (np.array(values[0::2]) - here) / step, (here - np.array(values[1::2])) / step
     rounding = 16 * eps * abs(here) / step
     return bool((np.abs(up - down) > 0.02 * np.maximum(np.abs(up), np.abs(down)) + rounding).all())
-
-
-def alternatives(total, at, values):
-    """What classic mistakes would have computed, a list of Alternatives for each judged gradient.
-
-    total(at) is the scalar loss, at its Operands, and values what the taps saw. The lists stand in
-    the order of the leaves of (at.floats, at.slots).
-    """
-    f, uses = gated(total, at)
-    targets = _targets(at, values)
-    single = {t.tap: t.value for t in targets if t.tap is not None and at.taken[t.tap]}
-
-    def backward(gates, operands):
-        def of(floats, slots):
-            return f(gates, operands._replace(floats=floats, slots=slots))
-
-        return jax.tree.leaves(jax.grad(of, argnums=(0, 1))(operands.floats, operands.slots))
-
-    room, batch = _room(at), _batch(at)
-    open_ = np.ones(len(uses))
-    plan = [(("all", BRANCH), gates, at) for gates in _shut(uses, room)]
-    plan += [(key, open_, operands) for key, operands in _changed(at, targets, single, batch)]
-    plan = plan if room else []
-    found = [[] for _ in range(len(jax.tree.leaves((at.floats, at.slots))))]
-    if plan:
-        stacked = _stacked([row[1:] for row in plan])
-        results = jax.device_get(once(jax.vmap(backward))(*stacked))
-        for place, result in enumerate(results):
-            for (key, *_), value in zip(plan, result, strict=True):
-                if key[0] == "all" or key[:2] == ("only", place):
-                    found[place].append(Alternative((key[-1],), value))
-            examples = [v for (key, *_), v in zip(plan, result, strict=True) if key[0] == "example"]
-            found[place] += _of_examples(examples, batch)
-        for target in targets:
-            found[target.place] += _overwritten(target, at, single)
-            rows = {key: v for (key, *_), v in zip(plan, results[target.place], strict=True)}
-            for tap in single:
-                if tap != target.tap:
-                    found[target.place] += _of_upstream(target, tap, at.own, single, rows)
-    return found
 
 
 def _stacked(rows):
@@ -179,11 +236,6 @@ def _stacked(rows):
         return (np if known else jnp).stack(leaves)
 
     return jax.tree.map(stack, *rows)
-
-
-def _room(at):
-    # how many rows, branches or examples may be tried
-    return min(LIMIT, MEMORY // (1 + sum(np.size(leaf) for leaf in jax.tree.leaves(at))))
 
 
 def _targets(at, values):
@@ -197,67 +249,6 @@ def _targets(at, values):
     return targets
 
 
-BRANCH = Mistake(
-    "branch",
-    "one branch of a fan-out only: a value is used more than once, and its cotangents add",
-)
-
-
-DUPLICATES = Mistake(
-    "duplicates", "equal ids overwrite each other: add up the cotangents of the same row"
-)
-
-
-def _shut(uses, room):
-    # every use shut alone and, where there are more than two, every use open alone
-    uses = np.asarray(uses)
-    this = np.eye(len(uses), dtype=bool)
-    for k, value in enumerate(uses[:room]):
-        yield np.where(this[k], 0.0, 1.0)
-        if (uses == value).sum() > 2:
-            yield np.where((uses == value) & ~this[k], 0.0, 1.0)
-
-
-def _changed(at, targets, single, batch):
-    # (key, operands): a key says which mistake, and whose gradient shows it
-    taken = [tap for tap in at.own if at.taken[tap]]
-    if taken:
-        yours = " and ".join("d" + tap for tap in taken)
-        missing = Mistake(
-            "upstream", f"the upstream {yours} is missing: this is the local derivative only"
-        )
-        yield ("all", missing), at._replace(own=jax.tree.map(np.ones_like, at.own))
-    for i, y in enumerate(at.others):
-        if jnp.issubdtype(jnp.result_type(y), jnp.integer):
-            y = np.asarray(y)
-            for other in (y + 1, y - 1, np.minimum(y + 1, y.max()), np.maximum(y - 1, 0)):
-                others = [*at.others[:i], other, *at.others[i + 1 :]]
-                yield ("all", LABEL), at._replace(others=others)
-    for target in targets:
-        x = target.value
-        if target.tap is None and x.ndim == 2 and x.shape[0] == x.shape[1]:
-            words = "a factor is transposed: the square matrix that it is multiplied by"
-            yield ("all", Mistake("transposed", words)), _put(at, target, x.T)
-        for tap, value in single.items():
-            if tap != target.tap and value.shape == x.shape:
-                words = f"taken at another value, {tap}, instead of its own"
-                mistake = Mistake("output", words)
-                yield ("only", target.place, mistake), _put(at, target, value)
-    if 1 < (n := int(np.prod(batch, dtype=int))) <= _room(at):
-        for k in range(n):
-            mask = np.reshape(np.arange(n) == k, batch)
-            own = jax.tree.map(partial(_masked, mask), {tap: at.own[tap] for tap in taken})
-            yield ("example", k), at._replace(own=at.own | own)
-    for tap, value in single.items():
-        others = [t for t in targets if t.tap != tap and t.value.shape == value.shape]
-        if others and 1 < value.size <= _room(at):
-            blank = np.zeros_like(at.own[tap])
-            yield ("blank", tap), at._replace(own=at.own | {tap: blank})
-            for k in range(value.size):
-                row = (np.arange(value.size) == k).reshape(value.shape).astype(blank.dtype)
-                yield ("row", tap, k), at._replace(own=at.own | {tap: row})
-
-
 def _put(at, target, value):
     # The target's value replaced; everything after it follows.
     if target.tap is not None:
@@ -267,65 +258,231 @@ def _put(at, target, value):
     return at._replace(floats=jax.tree.unflatten(tree, leaves))
 
 
+class Kind(NamedTuple):
+    """A kind of variants: what is tried, and a function of the Suspects that tries it.
+
+    It yields pairs of a place and an Alternative for the gradient there.
+    """
+
+    what: str
+    alternatives: object
+
+
+KINDS = []
+
+
+def _kind(what):
+    def register(f):
+        KINDS.append(Kind(what, f))
+        return f
+
+    return register
+
+
+def _everywhere(again, pairs):
+    # one Mistake each, which all gradients may show
+    mistakes, rows = zip(*pairs, strict=True) if pairs else ((), ())
+    for mistake, arrays in zip(mistakes, again.gradients(rows), strict=True):
+        for place, value in enumerate(arrays):
+            yield place, Alternative((mistake,), value)
+
+
+def _single(suspects):
+    # the taps that are one array and hand on the reader's own cotangent: their targets by name
+    targets = [t for t in suspects.targets() if t.tap is not None]
+    return {t.tap: t for t in targets if suspects.at.taken[t.tap]}
+
+
+@_kind("the upstream left out")
+def _without_upstream(suspects):
+    again = suspects.again()
+    taken = [tap for tap in again.at.own if again.at.taken[tap]]
+    yours = " and ".join("d" + tap for tap in taken)
+    words = f"the upstream {yours} is missing: this is the local derivative only"
+    ones = again.at._replace(own=jax.tree.map(np.ones_like, again.at.own))
+    yield from _everywhere(again, [(Mistake("upstream", words), ones)] if taken else [])
+
+
+@_kind("what comes after it, passed on")
+def _of_upstream(suspects):
+    # What a step from the target to a tap would give with a part of its local factor missing.
+    taps = {t.tap: t for t in suspects.targets()}
+    for target in suspects.targets():
+        for tap in suspects.after()[target.place]:
+            d, x = np.asarray(suspects.at.own[tap]), target.value
+            if tap not in taps or d.shape != x.shape:
+                continue
+            z = taps[tap].value
+            words = f"the local factor is missing: this is the upstream d{tap}, passed through"
+            yield target.place, Alternative((Mistake("local factor", words),), d)
+            words = "multiplied by the value instead of the slope"
+            for value in (x, z):
+                yield target.place, Alternative((Mistake("value", words),), d * value)
+            for axis in (*range(x.ndim - 1), None) if x.ndim else ():
+                # if this step is a softmax, or its logarithm: other axes
+                over = "all axes" if axis is None else f"axis {axis}"
+                words = f"summed over the wrong axis: over {over}, not the last"
+                for value in (
+                    z * (d - (z * d).sum(axis, keepdims=True)),
+                    d - np.exp(z) * d.sum(axis, keepdims=True),
+                ):
+                    yield target.place, Alternative((Mistake("axis", words),), value)
+
+
+@_kind("other labels")
+def _other_labels(suspects):
+    again = suspects.again()
+    pairs = []
+    for i, y in enumerate(again.at.others):
+        if jnp.issubdtype(jnp.result_type(y), jnp.integer):
+            y = np.asarray(y)
+            for other in (y + 1, y - 1, np.minimum(y + 1, y.max()), np.maximum(y - 1, 0)):
+                others = [*again.at.others[:i], other, *again.at.others[i + 1 :]]
+                pairs.append((LABEL, again.at._replace(others=others)))
+    yield from _everywhere(again, pairs)
+
+
+@_kind("factors transposed")
+def _transposed(suspects):
+    again = suspects.again()
+    words = "a factor is transposed: the square matrix that it is multiplied by"
+    square = [
+        t
+        for t in suspects.targets()
+        if t.tap is None and t.value.ndim == 2 and len(set(t.value.shape)) == 1
+    ]
+    mistake = Mistake("transposed", words)
+    yield from _everywhere(again, [(mistake, _put(again.at, t, t.value.T)) for t in square])
+
+
+@_kind("values of other taps")
+def _at_another_value(suspects):
+    again = suspects.again()
+    pairs = [
+        (target, other)
+        for target in suspects.targets()
+        for other in _single(suspects).values()
+        if other.tap != target.tap and other.value.shape == target.value.shape
+    ]
+    pairs.sort(key=lambda pair: pair[1].tap not in suspects.after()[pair[0].place])
+    pairs = pairs[:LIMIT]
+    rows = again.gradients([_put(again.at, target, other.value) for target, other in pairs])
+    for (target, other), arrays in zip(pairs, rows, strict=True):
+        words = f"taken at another value, {other.tap}, instead of its own"
+        yield target.place, Alternative((Mistake("output", words),), arrays[target.place])
+
+
+@_kind("one example alone")
+def _of_examples(suspects):
+    again = suspects.again()
+    batch = _batch(again.at)
+    n = int(np.prod(batch, dtype=int))
+    if n < 2:
+        return
+    number = np.arange(n).reshape(batch)
+    masks = [(f"example {k}", number == k) for k in range(n)] if n <= LIMIT else []
+    if len(batch) > 1 or not masks:
+        for axis, size in enumerate(batch):
+            along = np.arange(size).reshape([-1 if a == axis else 1 for a in range(len(batch))])
+            for k in range(size) if axis == 0 and size <= LIMIT // 2 else (0, size - 1):
+                where = f"example {k}" if axis == 0 else f"place {k} along axis {axis}"
+                masks.append((where, np.broadcast_to(along == k, batch)))
+    own = again.at.own
+    rows = [again.at._replace(own=jax.tree.map(partial(_masked, mask), own)) for _, mask in masks]
+    results = again.gradients(rows)
+    for (where, _), arrays in zip(masks, results, strict=True):
+        words = f"{where} alone: the cotangents of all examples add"
+        for place, value in enumerate(arrays):
+            yield place, Alternative((Mistake("batch", words),), value)
+    words = "summed over the wrong axis: sum over the batch, axis 0"
+    for place, value in enumerate(results[0]) if n <= LIMIT else ():
+        every = np.stack([arrays[place] for arrays in results[:n]])
+        for axis in range(1, value.ndim + 1):
+            yield place, Alternative((Mistake("axis", words),), every.sum(axis=axis))
+
+
 def _batch(at):
-    # The leading axes that all cotangents share; the last one is of features where there are more.
+    # The leading axes that most cotangents share; the last one is of features where there are more.
     shapes = [d.shape for tap in at.own if at.taken[tap] for d in jax.tree.leaves(at.own[tap])]
     leading = [shape[:-1] if len(shape) > 1 else shape for shape in shapes]
+    first = Counter(shape[0] for shape in leading if shape and shape[0] > 1).most_common(1)
+    leading = [shape for shape in leading if shape and shape[0] == first[0][0]] if first else []
     shared = itertools.takewhile(lambda sizes: len(set(sizes)) == 1, zip(*leading, strict=False))
     return tuple(sizes[0] for sizes in shared)
 
 
 def _masked(mask, d):
+    if np.shape(d)[: mask.ndim] != mask.shape:
+        return np.asarray(d)  # it is not of examples
     return np.where(mask.reshape(*mask.shape, *[1] * (d.ndim - mask.ndim)), d, np.zeros_like(d))
 
 
-def _of_examples(examples, batch):
-    along = np.reshape(examples, (*batch, -1)).sum(axis=tuple(range(1, len(batch))))
-    slices = along.reshape(len(along), *np.shape(examples)[1:]) if len(batch) > 1 else []
-    for k, value in [*enumerate(examples), *enumerate(slices)]:
-        words = f"example {k} alone: the cotangents of all examples add"
-        yield Alternative((Mistake("batch", words),), value)
-    if examples:
-        every = np.stack(examples)
-        for axis in range(1, every.ndim):
-            words = "summed over the wrong axis: sum over the batch, axis 0"
-            yield Alternative((Mistake("axis", words),), every.sum(axis=axis))
+DUPLICATES = Mistake(
+    "duplicates", "equal ids overwrite each other: add up the cotangents of the same row"
+)
 
 
-def _overwritten(target, at, single):
+@_kind("equal ids")
+def _overwritten(suspects):
     # Where equal ids pick the same row, the last or the first cotangent stands in place of the sum.
-    for ids, (tap, z) in itertools.product(map(np.asarray, at.others), single.items()):
-        if ids.dtype.kind == "i" and ids.ndim and z.shape == ids.shape + target.value.shape[1:]:
-            cotangents = np.asarray(at.own[tap]).reshape(ids.size, -1)
+    others = jax.tree.leaves(suspects.again().at.others)
+    every = [np.asarray(y) for y in others if jnp.issubdtype(jnp.result_type(y), jnp.integer)]
+    for target, ids, z in itertools.product(suspects.targets(), every, _single(suspects).values()):
+        if ids.ndim and z.value.shape == ids.shape + target.value.shape[1:]:
+            cotangents = np.asarray(suspects.at.own[z.tap]).reshape(ids.size, -1)
             for order in (slice(None), slice(None, None, -1)):
                 rows = np.zeros((len(target.value), cotangents.shape[1]))
                 if ids.size and ids.min() >= 0 and ids.max() < len(rows):
                     rows[ids.ravel()[order]] = cotangents[order]
-                    yield Alternative((DUPLICATES,), rows.reshape(target.value.shape))
+                    rows = rows.reshape(target.value.shape)
+                    yield target.place, Alternative((DUPLICATES,), rows)
 
 
-def _of_upstream(target, tap, own, single, rows):
-    # What a step from the target to the tap would give with a part of its local factor missing.
-    d, x, z = np.asarray(own[tap]), target.value, single[tap]
-    if d.shape != x.shape:
-        return
-    words = f"the local factor is missing: this is the upstream d{tap}, passed through"
-    yield Alternative((Mistake("local factor", words),), d)
-    words = "multiplied by the value instead of the slope"
-    for value in (x, z):
-        yield Alternative((Mistake("value", words),), d * value)
-    if ("blank", tap) in rows:
-        slopes = [rows["row", tap, k] - rows["blank", tap] for k in range(x.size)]
-        diagonal = np.diag(np.reshape(slopes, (x.size, x.size))).reshape(x.shape)
-        words = "only the diagonal of the Jacobian: the entries off it count too"
-        yield Alternative((Mistake("diagonal", words),), diagonal * d + rows["blank", tap])
-    if x.ndim:
-        # if this step is a softmax, or its logarithm: other axes
-        for axis in (*range(x.ndim - 1), None):
-            over = "all axes" if axis is None else f"axis {axis}"
-            words = f"summed over the wrong axis: over {over}, not the last"
-            for value in (
-                z * (d - (z * d).sum(axis, keepdims=True)),
-                d - np.exp(z) * d.sum(axis, keepdims=True),
-            ):
-                yield Alternative((Mistake("axis", words),), value)
+@_kind("the diagonal alone")
+def _diagonal(suspects):
+    again = suspects.again()
+    for tap, z in _single(suspects).items():
+        size = z.value.size
+        targets = [
+            t
+            for t in suspects.targets()
+            if tap in suspects.after()[t.place] and t.value.shape == z.value.shape
+        ]
+        if not targets or not 1 < size <= LIMIT:
+            continue
+        units = np.eye(size + 1, size).reshape(size + 1, *z.value.shape)  # and one of zeros
+        units = units.astype(np.asarray(again.at.own[tap]).dtype)
+        rows = [again.at._replace(own=again.at.own | {tap: unit}) for unit in units]
+        *results, blank = again.gradients(rows)
+        for target in targets:
+            x, place = target.value, target.place
+            slopes = [arrays[place] - blank[place] for arrays in results]
+            diagonal = np.diag(np.reshape(slopes, (size, size))).reshape(x.shape)
+            words = "only the diagonal of the Jacobian: the entries off it count too"
+            value = diagonal * np.asarray(again.at.own[tap]) + blank[place]
+            yield place, Alternative((Mistake("diagonal", words),), value)
+
+
+BRANCH = Mistake(
+    "branch",
+    "one branch of a fan-out only: a value is used more than once, and its cotangents add",
+)
+
+
+@_kind("branches of a fan-out")
+def _branches(suspects):
+    again = suspects.again()
+    gates = list(_shut(again.gated()[1]))
+    for arrays in again.gradients([again.at] * len(gates), gates):
+        for place, value in enumerate(arrays):
+            yield place, Alternative((BRANCH,), value)
+
+
+def _shut(uses):
+    # every use shut alone and, where there are more than two, every use open alone
+    uses = np.asarray(uses)
+    this = np.eye(len(uses), dtype=bool)
+    for k, value in enumerate(uses[:LIMIT]):
+        yield np.where(this[k], 0.0, 1.0)
+        if (uses == value).sum() > 2:
+            yield np.where((uses == value) & ~this[k], 0.0, 1.0)
