@@ -4,12 +4,18 @@ A check judges every gradient first. What was done to the wrong ones is looked f
 of them are in sight, right ones included. Derivation: notebooks/32_checker.ipynb
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from handgrad.check.mistakes import Evidence, diagnose
+from handgrad.check.formulas import hypotheses, ties
+from handgrad.check.mistakes import Alternative, Diagnosis, Hypothesis, Wrong, diagnose
+
+READINGS = 3  # that are told of one gradient
 
 
 class Finding(NamedTuple):
@@ -52,18 +58,52 @@ def explain(findings, suspects):
     Returns {place: (names, sentence)}. Where nothing fits there is no entry, or one without names,
     whose sentence says what was not tried. Raises nothing, whatever is met in the reader's code.
     """
+    diagnoses = {f.place: _diagnosis(f, findings, suspects) for f in findings if f.wrong}
+    # what explains more of the gradients is the likelier
+    times = Counter(made for diagnosis in diagnoses.values() for made in diagnosis.made)
     said = {}
-    for finding in findings:
-        if finding.wrong:
-            try:
-                evidence, untried = suspects.evidence(finding.place), ()
-            except Exception:  # the program can't be looked into: the two arrays are left
-                evidence, untried = {}, ("other programs",)
-            evidence = Evidence(finding.off, **evidence)
-            diagnosis = diagnose(finding.name, finding.hand, finding.true, evidence)
-            untried += diagnosis.untried
-            if diagnosis.names:
-                said[finding.place] = diagnosis.names, diagnosis.words
-            elif untried:
-                said[finding.place] = (), f"not tried: {', '.join(untried)}"
+    for place, diagnosis in diagnoses.items():
+        made = sorted(diagnosis.made, key=lambda made: -times[made])
+        sentences = {"; and ".join(m.words for m in mistakes): mistakes for mistakes in made}
+        shown = dict(itertools.islice(sentences.items(), READINGS))
+        names = dict.fromkeys(m.name for mistakes in shown.values() for m in mistakes)
+        if shown:
+            said[place] = tuple(names), ". Or: ".join(shown)
+        elif diagnosis.untried:
+            said[place] = (), f"not tried: {', '.join(diagnosis.untried)}"
     return said
+
+
+def _diagnosis(finding, findings, suspects):
+    wrong = Wrong(*finding[:1], *finding[2:5], peers=_peers(finding, findings))
+    try:
+        wrong = wrong._replace(**suspects.evidence(finding.place))
+        arrays = partial(_arrays, findings, suspects)
+        wrong, untried = wrong._replace(arrays=arrays), ()
+    except Exception:  # the program can't be looked into: the two arrays are left
+        untried = ("what else the program holds",)
+    mended = Hypothesis("other residuals", lambda: _mended(wrong, suspects, finding.place))
+    tried = diagnose(wrong, [*hypotheses(wrong), *suspects.hypotheses(finding.place), mended])
+    if not tried.made:
+        last = diagnose(wrong, [Hypothesis("ties", lambda: ties(wrong))])
+        tried = Diagnosis(last.made, tried.untried + last.untried)
+    return tried._replace(untried=untried + tried.untried)
+
+
+def _peers(finding, findings):
+    others = [f for f in findings if f.place != finding.place]
+    return tuple((f.name, f.hand, f.true) for f in others if f.wrong)
+
+
+def _arrays(findings, suspects):
+    # the values of the arguments and of the taps, as the reader calls them
+    names = {f.place: f.name.removeprefix("d") for f in findings}
+    named = [(names.get(t.place, t.tap), t.value) for t in suspects.targets()]
+    return {name: value for name, value in named if name}
+
+
+def _mended(wrong, suspects, place):
+    # what the reader's own rule gives right with another residual
+    for mistake, arrays in suspects.mended():
+        if wrong.close(arrays[place], wrong.true):
+            yield Alternative((mistake,), wrong.hand)

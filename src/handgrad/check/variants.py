@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from handgrad.check.arrays import once
+from handgrad.check.formulas import LABEL
 from handgrad.check.jaxpr import gated
-from handgrad.check.mistakes import LABEL, Alternative, Mistake
-from handgrad.check.program import Program, dependence, sizes
+from handgrad.check.mistakes import Alternative, Hypothesis, Mistake
+from handgrad.check.program import Program, dependence
 
 LIMIT = 64  # a Jacobian with more rows is not built, nor are more variants of one kind tried
 MEMORY = 2**24  # numbers that the variants of one run may hold together
@@ -96,22 +97,26 @@ class Suspects:
         before = [self.at.slots[tap] for tap in sorted(self.at.slots) if tap < name]
         return len(jax.tree.leaves((self.at.floats, before)))
 
+    def hypotheses(self, place):
+        """The Hypotheses on the gradient at a place, one for each kind of variants."""
+        return [Hypothesis(kind.what, partial(self._of_kind, kind, place)) for kind in KINDS]
+
     def evidence(self, place):
-        """What is known of the gradient at a place, as keywords of Evidence."""
-        shapes = [np.shape(x) for x in jax.tree.leaves(self.at.floats)]
+        """What is known of the gradient at a place, as keywords of Wrong."""
         evidence = {
-            "counts": sizes([*shapes, *(t.value.shape for t in self.targets())]),
-            "alternatives": [(kind.what, partial(self._of_kind, kind, place)) for kind in KINDS],
-            "mended": lambda: [(mistake, arrays[place]) for mistake, arrays in self.mended()],
+            "counts": self.program().sizes(),
+            "constants": frozenset(self.program().constants()),
+            "ids": tuple(map(np.asarray, _ids(self.again().at.others))),
         }
         target = next((t for t in self.targets() if t.place == place), None)
         if target is not None:
+            evidence["value"] = target.value
             evidence["at_a_kink"] = lambda places: kinked(self.again(), target, places)
-            for above in self.after()[place]:
-                dz = np.asarray(self.at.own[above])
-                if dz.shape == target.value.shape:
-                    evidence["argument"], evidence["upstream"] = target.value, dz
-                    evidence["forward"] = lambda x, above=above: self._forward(target, x, above)
+            evidence["downstream"] = tuple(
+                (np.asarray(self.at.own[tap]), partial(self._forward, target, tap))
+                for tap in self.after()[place]
+                if np.shape(self.at.own[tap]) == target.value.shape
+            )
         return evidence
 
     def _again(self):
@@ -156,8 +161,8 @@ class Suspects:
             return found, problem
         return found, None
 
-    def _forward(self, target, x, above):
-        return np.asarray(self.seen(_put(self.at, target, x))[above])
+    def _forward(self, target, tap, x):
+        return np.asarray(self.seen(_put(self.at, target, x))[tap])
 
 
 class Again:
@@ -247,6 +252,10 @@ def _targets(at, values):
             targets.append(Target(tap, place, np.asarray(values[tap])))
         place += len(jax.tree.leaves(at.slots[tap]))
     return targets
+
+
+def _ids(others):
+    return [y for y in jax.tree.leaves(others) if jnp.issubdtype(jnp.result_type(y), jnp.integer)]
 
 
 def _put(at, target, value):
@@ -425,8 +434,7 @@ DUPLICATES = Mistake(
 @_kind("equal ids")
 def _overwritten(suspects):
     # Where equal ids pick the same row, the last or the first cotangent stands in place of the sum.
-    others = jax.tree.leaves(suspects.again().at.others)
-    every = [np.asarray(y) for y in others if jnp.issubdtype(jnp.result_type(y), jnp.integer)]
+    every = map(np.asarray, _ids(suspects.again().at.others))
     for target, ids, z in itertools.product(suspects.targets(), every, _single(suspects).values()):
         if ids.ndim and z.value.shape == ids.shape + target.value.shape[1:]:
             cotangents = np.asarray(suspects.at.own[z.tap]).reshape(ids.size, -1)
