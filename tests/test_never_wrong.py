@@ -157,7 +157,6 @@ def test_steps_of_an_f_that_gives_another_value_the_second_time_are_not_judged()
 CHAOS = {
     "a chaotic map": partial(logistic, times=200),
     "a phase of 1e17 turns": lambda x: jnp.sin(1e17 * x).sum(),
-    "a difference of what is the same": lambda x: ((1e17 * x + jnp.tanh(x)) % 1.0).sum(),
     "small entries of chaos beside a large one": lambda x: (
         1e20 * x[0] ** 2 + jnp.sin(1e17 * x[1:]).sum()
     ),
@@ -168,7 +167,8 @@ CHAOS = {
 def test_where_roundings_are_as_large_as_the_gradient_nothing_is_judged(name):
     f, x = CHAOS[name], np.array([0.3, 0.51, 0.7])
     true = jax.grad(f)(x)
-    for hand in (true, -true, 0 * true):
+    large = np.abs(true) > 1e19  # one that is large enough to be known
+    for hand in (true, np.where(large, true, -true), np.where(large, true, 0)):
         assert_unjudged(check_gradient, hand, f, x)
 
 
@@ -563,7 +563,7 @@ def test_the_other_point_keeps_what_the_arguments_are():
     check_rule(looked_up, lambda *args: (looked_up(*args), args), permuted_bwd, *rows)
 
 
-def test_one_example_does_not_prove_a_sum_over_examples():
+def test_one_example_proves_no_sum_over_examples_and_it_is_said(capsys):
     def linear(x, b):
         return x + b
 
@@ -571,8 +571,10 @@ def test_one_example_does_not_prove_a_sum_over_examples():
         return dz, dz[0]
 
     x, b = normal(size=(1, 4)), normal(size=4)
+    check_rule(linear, lambda x, b: (x + b, None), first, x, b)
+    assert "does not show whether a sum over examples is missing" in capsys.readouterr().out
     with pytest.raises(GradientMismatch):
-        check_rule(linear, lambda x, b: (x + b, None), first, x, b)
+        check_rule(linear, lambda x, b: (x + b, None), first, np.repeat(x, 2, axis=0), b)
 
 
 # Right rules, never blamed, at the sizes that people use.

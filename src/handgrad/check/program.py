@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from handgrad.check.jaxpr import _flat, _run
+from handgrad.check.jaxpr import evaluate, flat
 
 
 class Program:
@@ -21,7 +21,7 @@ class Program:
     def __init__(self, f, *args):
         """Trace it; nothing runs."""
         self.args = args
-        self.closed = _flat(f, *args)
+        self.closed = flat(f, *args)
 
     def numbers(self):
         """How many numbers it holds: a bound on its memory, and a measure of its time."""
@@ -54,7 +54,7 @@ class Program:
         """Its value at other arguments and, for the arrays that it closes over, other ids."""
         consts = [ids.get(k, c) for k, c in enumerate(self.closed.consts)]
         closed = ClosedJaxpr(self.closed.jaxpr, consts)
-        return _run(closed, jax.tree.leaves(args))[0]
+        return evaluate(closed, jax.tree.leaves(args))[0]
 
 
 def sizes(shapes):
@@ -65,7 +65,7 @@ def sizes(shapes):
 
 def dependence(f, *args):
     """For each leaf of f(*args), the numbers of the leaves of args on which it depends."""
-    jaxpr = _flat(f, *args).jaxpr
+    jaxpr = flat(f, *args).jaxpr
     known = {v: 1 << k for k, v in enumerate(jaxpr.invars)}  # sets, as the bits of an integer
 
     def of(variables):
