@@ -134,7 +134,7 @@ def generics(args, rng):
 
     Not every function is defined for those, so closer ones follow: floats that keep their signs,
     and floats near the given ones. What a rule may rely on is kept: probabilities add up to 1, a
-    permutation stays one, sorted ids stay sorted, and no id is larger than the largest.
+    permutation stays one, sorted ids stay sorted, and integers stay between the smallest and the largest.
     """
 
     def normal(a):
@@ -159,7 +159,7 @@ def generics(args, rng):
         flat = np.asarray(a).ravel()
         if (np.sort(flat) == np.arange(flat.size)).all():
             return jnp.asarray(rng.permutation(flat).reshape(a.shape), kind)
-        low = min(flat.min(), 0)
+        low = flat.min() if len(set(flat)) > 1 else min(flat[0], 1)
         other = low + np.arange(flat.size) % (flat.max() - low + 1)
         other[-1] = other[0]  # one of them twice at least
         other = rng.permutation(other)

@@ -152,7 +152,9 @@ class _Otherwise:
         self.noise, self.longest, self.place = noise, longest, 0
 
     def run(self, closed, leaves):
-        pairs = [self.moved((leaf, leaf), jnp.abs(leaf)) for leaf in leaves]
+        pairs = [
+            self.moved((leaf, leaf), jnp.abs(leaf) if _rounds(leaf) else leaf) for leaf in leaves
+        ]
         return self.go_through(closed, pairs)
 
     def go_through(self, closed, pairs):
@@ -172,6 +174,7 @@ class _Otherwise:
             rows = -(-moved.size // self.longest)
             ring = jnp.broadcast_to(ring, (rows, self.longest)).ravel()[: moved.size]
         digits = times * float(jnp.finfo(moved.dtype).eps)
+        size = jnp.where(jnp.isfinite(size), size, 0)  # an infinity has no digits to move
         return was, moved + (digits * ring.reshape(moved.shape) * size).astype(moved.dtype)
 
     def bind(self, eqn, operands):

@@ -51,8 +51,9 @@ def check_steps(loss, /, *, at, power=False, **steps):
 
     Raises:
         GradientMismatch: a step is wrong, or cannot be judged; names the one to mend first.
-        TypeError: at is not a tuple, loss(*at) is not scalar or not traceable, or a tap is complex.
-        ValueError: no step is given, a step has no tap or argument, or a name is tapped twice.
+        TypeError: at is not a tuple, or loss(*at) is not scalar or not traceable.
+        ValueError: no step is given, a step has no tap or argument, a name is tapped twice,
+            or a tap is complex.
 
     """
     if not isinstance(at, tuple):
@@ -218,7 +219,7 @@ def _find_taps(loss, at, which, names):
         if name in names:
             raise ValueError(f"tap {name!r}: the name of an argument of loss; expected another one")
         if any(map(np.iscomplexobj, tree_leaves(value))):
-            raise TypeError(f"tap {name!r}: expected real numbers; got complex ones")
+            raise ValueError(f"tap {name!r}: expected real numbers; got complex ones")
         if all(map(is_float, tree_leaves(value))):  # a mask has no cotangent
             taps[name] = value
         return value
