@@ -134,7 +134,7 @@ def generics(args, rng):
 
     Not every function is defined for those, so closer ones follow: floats that keep their signs,
     and floats near the given ones. What a rule may rely on is kept: probabilities add up to 1, a
-    permutation stays one, sorted ids stay sorted, and integers stay between the smallest and the largest.
+    permutation stays one, sorted ids stay sorted, and all of them between the given ones.
     """
 
     def normal(a):
