@@ -18,6 +18,11 @@ rng = np.random.default_rng(11)
 normal = rng.normal
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_whatever_ran_before():
+    rng.bit_generator.state = np.random.default_rng(12).bit_generator.state
+
+
 def outcomes(check, *args, **more):
     """The outcome of each gradient of a check, whether it passes or not."""
     return {verdict.name: verdict.outcome for verdict in told(check, *args, **more)}
@@ -577,6 +582,16 @@ def test_one_example_proves_no_sum_over_examples_and_it_is_said(capsys):
         check_rule(linear, lambda x, b: (x + b, None), first, np.repeat(x, 2, axis=0), b)
 
 
+def test_what_is_said_is_the_same_from_run_to_run():
+    def said():
+        with pytest.raises(GradientMismatch) as mismatch:
+            check_rule(normed, keeping(normed), partial(normed_bwd, wrong=True), *args)
+        return str(mismatch.value)
+
+    args = single(normal(size=(3, 5))), single(np.ones(5))
+    assert said() == said()
+
+
 # Right rules, never blamed, at the sizes that people use.
 
 
@@ -700,6 +715,78 @@ def test_a_saturated_classifier_is_not_blamed(dtype):
     check_steps(loss, at=(z,), ds=o / 32, dz=o / 32)
 
 
+def erf_of(x):
+    return jax.lax.erf(x / np.sqrt(2).astype(x.dtype))
+
+
+def by_logarithms(z):
+    """The loss of two classes, written so that no logit is too large for it."""
+    return -jnp.where(CLASS, jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)).mean()
+
+
+def by_probabilities(z):
+    return (1 / (1 + np.exp(-z)) - CLASS) / z.dtype.type(len(z))
+
+
+def gelu(x):
+    return jax.nn.gelu(x, approximate=False).sum()
+
+
+def gelu_slope(x):
+    half, root = x.dtype.type(0.5), np.sqrt(2 * np.pi).astype(x.dtype)
+    return half * (1 + np.asarray(erf_of(x))) + x * np.exp(-half * x * x) / root
+
+
+def standardized(x):
+    u = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return (WEIGHTS.astype(x.dtype) * u).sum()
+
+
+def by_mean_square(x):
+    """A norm's gradient with the variance as the mean square less the square of the mean."""
+    of = partial(np.mean, axis=-1, keepdims=True)
+    scale, du = 1 / np.sqrt(of(x * x) - of(x) ** 2 + x.dtype.type(1e-5)), WEIGHTS.astype(x.dtype)
+    u = (x - of(x)) * scale
+    return scale * (du - of(du) - u * of(du * u))
+
+
+def attended(s):
+    """The loss of a softmax's output."""
+    return (WEIGHTS.astype(s.dtype) * jax.nn.softmax(s)).sum()
+
+
+def attended_by_hand(s):
+    do = WEIGHTS.astype(s.dtype)
+    o = np.exp(s - s.max(-1, keepdims=True))
+    o /= o.sum(-1, keepdims=True)
+    return o * (do - (o * do).sum(-1, keepdims=True))
+
+
+CLASS, WEIGHTS = rng.random(200) < 0.5, normal(size=(16, 64))
+OTHERWISE = {
+    "p - y, of a stable loss": (
+        by_logarithms,
+        by_probabilities,
+        np.clip(4 * normal(size=200), -8, 8),
+    ),
+    "gelu, by 1 + erf": (gelu, gelu_slope, normal(size=200)),
+    "a norm, by the mean square": (standardized, by_mean_square, 3 + normal(size=(16, 64))),
+    "softmax, of scores up to 30": (attended, attended_by_hand, 10 * normal(size=(16, 64))),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_right_gradient_that_rounds_otherwise_than_jax_is_not_blamed(name, dtype):
+    f, by_hand, x = OTHERWISE[name]
+    x = x.astype(dtype)
+    hand = np.asarray(by_hand(x))
+    assert hand.dtype == dtype
+    check_gradient(hand, f, x)
+    with pytest.raises(GradientMismatch, match="WRONG"):
+        check_gradient(1.01 * hand, f, x)
+
+
 def test_a_long_sum_may_be_added_up_in_any_order():
     x, y = single(rng.random((100_000, 3))), single(rng.random(100_000) - 1.5)
 
@@ -725,7 +812,8 @@ def test_where_differences_see_too_little_a_right_rule_is_not_called_wrong():
     def bwd(x, dz):
         return (dz * 1e6 * jnp.cos(1e6 * x),)
 
-    assert "wrong" not in outcomes(check_rule, wave, keeping(wave), bwd, normal(size=7)).values()
+    verdicts = prove(wave, keeping(wave), bwd, [(normal(size=7),) for _ in range(6)])
+    assert "wrong" not in {verdict.outcome for verdict in verdicts}
 
 
 # Whatever the reader's code does to the search for the mistake, what was found stays found.
@@ -917,7 +1005,7 @@ linear = x, normal(size=(5, 4)), normal(size=5)
     ids=["a tuple", "an array", "a dict"],
 )
 def test_the_other_order_of_f_bwd_s_arguments_is_recognised(f, fwd, bwd, args):
-    message = rf"{bwd.__name__}: expected \(residuals, dz\), in this order"
+    message = rf"{bwd.__name__}: .*expected \(residuals, dz\), in this order"
     with pytest.raises((GradientMismatch, TypeError), match=message):
         check_rule(f, fwd, bwd, *args)
 
@@ -928,8 +1016,9 @@ def test_cotangents_that_are_missing_are_said(missing):
         right = zip(("dx", "dW", "db"), hg.linear_bwd(residuals, dz), strict=True)
         return tuple(d for name, d in right if name not in missing)
 
-    message = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-    with pytest.raises(GradientMismatch, match=message):
+    with pytest.raises(
+        GradientMismatch, match=rf"got {3 - len(missing)}: {' and '.join(missing)} missing"
+    ):
         check_rule(hg.linear, hg.linear_fwd, bwd, *linear)
 
 
@@ -951,7 +1040,7 @@ def test_a_none_that_is_missing_is_said():
     def bwd(residuals, dl):
         return hg.softmax_cross_entropy_bwd(residuals, dl)[:1]
 
-    with pytest.raises(GradientMismatch, match="None for y is missing"):
+    with pytest.raises(GradientMismatch, match="dy missing"):
         check_rule(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, bwd, z, y)
 
 
@@ -1022,7 +1111,7 @@ def test_a_complex_tap_is_called_complex():
     def loss(x):
         return jnp.abs(tap("z", jnp.exp(1j * x) + x)).sum()
 
-    with pytest.raises(ValueError, match=r"(?s)tap 'z'.*complex"):
+    with pytest.raises(TypeError, match=r"tap 'z': .*complex"):
         check_steps(loss, at=(x,), dz=x)
 
 
@@ -1032,7 +1121,7 @@ def test_a_tap_that_the_loss_does_not_use_is_called_unused():
         return (x**2).sum()
 
     check_steps(loss, at=(x,), dz=0 * x, dx=2 * x)
-    with pytest.raises(GradientMismatch, match=r"dz .*WRONG: .*loss does not use"):
+    with pytest.raises(GradientMismatch, match=r"dz .*WRONG: nothing of z reaches the loss"):
         check_steps(loss, at=(x,), dz=x, dx=2 * x)
 
 
