@@ -1016,9 +1016,8 @@ def test_cotangents_that_are_missing_are_said(missing):
         right = zip(("dx", "dW", "db"), hg.linear_bwd(residuals, dz), strict=True)
         return tuple(d for name, d in right if name not in missing)
 
-    with pytest.raises(
-        GradientMismatch, match=rf"got {3 - len(missing)}: {' and '.join(missing)} missing"
-    ):
+    message = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    with pytest.raises(GradientMismatch, match=message):
         check_rule(hg.linear, hg.linear_fwd, bwd, *linear)
 
 
@@ -1040,7 +1039,7 @@ def test_a_none_that_is_missing_is_said():
     def bwd(residuals, dl):
         return hg.softmax_cross_entropy_bwd(residuals, dl)[:1]
 
-    with pytest.raises(GradientMismatch, match="dy missing"):
+    with pytest.raises(GradientMismatch, match="None for y is missing"):
         check_rule(hg.softmax_cross_entropy, hg.softmax_cross_entropy_fwd, bwd, z, y)
 
 
@@ -1121,7 +1120,7 @@ def test_a_tap_that_the_loss_does_not_use_is_called_unused():
         return (x**2).sum()
 
     check_steps(loss, at=(x,), dz=0 * x, dx=2 * x)
-    with pytest.raises(GradientMismatch, match=r"dz .*WRONG: nothing of z reaches the loss"):
+    with pytest.raises(GradientMismatch, match=r"dz .*WRONG: the loss does not use z"):
         check_steps(loss, at=(x,), dz=x, dx=2 * x)
 
 
