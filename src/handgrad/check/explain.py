@@ -5,7 +5,6 @@ of them are in sight, right ones included. Derivation: notebooks/32_checker.ipyn
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from handgrad.check.formulas import hypotheses, ties
+from handgrad.check.match import readings
 from handgrad.check.mistakes import Alternative, Diagnosis, Hypothesis, Wrong, diagnose
 
 READINGS = 3  # that are told of one gradient
@@ -52,26 +52,54 @@ def _told(verdict, finding, names, words):
     return verdict._replace(words=words, mistakes=names)
 
 
+class Told(NamedTuple):
+    """One explanation of some gradients: the names, a sentence, and their places."""
+
+    names: tuple
+    words: str
+    places: tuple
+
+
 def explain(findings, suspects):
     """What was done to the wrong ones of all the findings of a check, whose Suspects these are.
 
     Returns {place: (names, sentence)}. Where nothing fits there is no entry, or one without names,
     whose sentence says what was not tried. Raises nothing, whatever is met in the reader's code.
     """
-    diagnoses = {f.place: _diagnosis(f, findings, suspects) for f in findings if f.wrong}
-    # what explains more of the gradients is the likelier
-    times = Counter(made for diagnosis in diagnoses.values() for made in diagnosis.made)
+    wrong = [f for f in findings if f.wrong]
+    diagnoses = {f.place: _diagnosis(f, findings, suspects) for f in wrong}
+    told = _together(diagnoses)
+    untried = {place: diagnosis.untried for place, diagnosis in diagnoses.items()}
+    explained_by_one = any(len(t.places) == len(wrong) for t in told)
+    if not explained_by_one and (suspects.joint or not all(d.made for d in diagnoses.values())):
+        try:
+            read = readings(suspects.total, suspects.at, findings)
+        except Exception:
+            read = ()
+            untried = {place: (*what, "another local rule") for place, what in untried.items()}
+        told += [Told(*reading[:3]) for reading in read]
+    told.sort(key=lambda t: -len(t.places))  # what explains more of the gradients is the likelier
     said = {}
-    for place, diagnosis in diagnoses.items():
-        made = sorted(diagnosis.made, key=lambda made: -times[made])
-        sentences = {"; and ".join(m.words for m in mistakes): mistakes for mistakes in made}
-        shown = dict(itertools.islice(sentences.items(), READINGS))
-        names = dict.fromkeys(m.name for mistakes in shown.values() for m in mistakes)
+    for f in wrong:
+        shown = {t.words: t.names for t in told if f.place in t.places}
+        shown = dict(itertools.islice(shown.items(), READINGS))
+        names = dict.fromkeys(itertools.chain.from_iterable(shown.values()))
         if shown:
-            said[place] = tuple(names), ". Or: ".join(shown)
-        elif diagnosis.untried:
-            said[place] = (), f"not tried: {', '.join(diagnosis.untried)}"
+            said[f.place] = tuple(names), ". Or: ".join(shown)
+        elif untried[f.place]:
+            said[f.place] = (), f"not tried: {', '.join(untried[f.place])}"
     return said
+
+
+def _together(diagnoses):
+    # one explanation of several gradients where their sentences are the same
+    found = {}
+    for place, diagnosis in diagnoses.items():
+        for mistakes in diagnosis.made:
+            names = tuple(m.name for m in mistakes)
+            words = "; and ".join(m.words for m in mistakes)
+            found.setdefault((names, words), []).append(place)
+    return [Told(names, words, tuple(places)) for (names, words), places in found.items()]
 
 
 def _diagnosis(finding, findings, suspects):

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
+from jax.lax import GatherScatterMode
 
-from handgrad.check.jaxpr import evaluate, flat
+from handgrad.check.jaxpr import bind, evaluate, flat
 
 
 class Program:
@@ -42,19 +43,44 @@ class Program:
                 found.update(abs(c) for c in scalars if c and math.isfinite(c))
         return found
 
-    def ids(self):
-        """The arrays of integers that it closes over, by their places among its constants."""
-        return {
-            k: np.asarray(c)
-            for k, c in enumerate(self.closed.consts)
-            if np.ndim(c) and jnp.issubdtype(jnp.result_type(c), jnp.integer)
-        }
+    def discrete(self):
+        """The arrays of ids, labels and masks that it closes over, by place among its constants."""
+        return {k: np.asarray(c) for k, c in enumerate(self.closed.consts) if is_discrete(c)}
 
-    def run(self, args, ids):
-        """Its value at other arguments and, for the arrays that it closes over, other ids."""
-        consts = [ids.get(k, c) for k, c in enumerate(self.closed.consts)]
+    def picks(self, variable):
+        """Whether the integers in a variable pick entries, as ids do, and are not only compared."""
+        jaxpr, those = self.closed.jaxpr, {variable}
+        for eqn in jaxpr.eqns:
+            if any(v in those for v in eqn.invars if not isinstance(v, Literal)):
+                if eqn.primitive.name in ("eq", "gather", "dynamic_slice"):
+                    return True
+                kinds = (v for v in eqn.outvars if not jnp.issubdtype(v.aval.dtype, jnp.inexact))
+                those.update(kinds)
+        return False
+
+    def run(self, args, discrete):
+        """Its value at other arguments, and with others of the arrays that it closes over.
+
+        An id out of range picks zeros, and sends nothing back.
+        """
+        consts = [discrete.get(k, c) for k, c in enumerate(self.closed.consts)]
         closed = ClosedJaxpr(self.closed.jaxpr, consts)
-        return evaluate(closed, jax.tree.leaves(args))[0]
+        return evaluate(closed, jax.tree.leaves(args), do=_bind_in_range)[0]
+
+
+def is_discrete(array):
+    """Whether it is an array of integers or of truth values."""
+    dtype = jnp.result_type(array)
+    return bool(np.ndim(array)) and (
+        jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+    )
+
+
+def _bind_in_range(eqn, operands):
+    if eqn.primitive.name != "gather":
+        return bind(eqn, operands)
+    out_of_range = {"mode": GatherScatterMode.FILL_OR_DROP, "fill_value": 0}
+    return [eqn.primitive.bind(*operands, **eqn.params | out_of_range)]
 
 
 def sizes(shapes):

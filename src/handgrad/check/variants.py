@@ -1,7 +1,7 @@
 """The backward pass again with one thing changed: what a classic mistake would have computed.
 
-A variant runs on other operands: another upstream, another label, a value in another's place, a
-branch of a fan-out shut. Each kind of variant is tried by itself, and all share a compilation.
+A variant runs on other operands: another upstream, another label, a value in another's place.
+Each kind of variant is tried by itself, and all share a compilation.
 
 Derivation: notebooks/32_checker.ipynb
 """
@@ -17,9 +17,8 @@ import numpy as np
 
 from handgrad.check.arrays import once
 from handgrad.check.formulas import LABEL
-from handgrad.check.jaxpr import gated
 from handgrad.check.mistakes import Alternative, Hypothesis, Mistake
-from handgrad.check.program import Program, dependence
+from handgrad.check.program import Program, dependence, is_discrete
 
 LIMIT = 64  # a Jacobian with more rows is not built, nor are more variants of one kind tried
 MEMORY = 2**24  # numbers that the variants of one run may hold together
@@ -80,7 +79,8 @@ class Suspects:
         mended() is what the reader's own rule gives without a mistake: pairs of a Mistake and the
         arrays by their places.
         """
-        self.at, self.values, self.seen = at, values, once(values)
+        self.total, self.at, self.values, self.seen = total, at, values, once(values)
+        self.joint = sum(map(bool, at.taken.values())) <= 1  # all gradients are of one pass
         self.mended = cache(lambda: list(mended()))
         self.program = cache(lambda: Program(total, at))
         self.again = cache(self._again)
@@ -106,7 +106,7 @@ class Suspects:
         evidence = {
             "counts": self.program().sizes(),
             "constants": frozenset(self.program().constants()),
-            "ids": tuple(map(np.asarray, _ids(self.again().at.others))),
+            "ids": tuple(y for y, picks in filter(None, self.discrete()) if picks),
         }
         target = next((t for t in self.targets() if t.place == place), None)
         if target is not None:
@@ -121,15 +121,32 @@ class Suspects:
 
     def _again(self):
         # What it closes over can be changed as its other arguments can.
-        ids, given = self.program().ids(), len(self.at.others)
-        at = self.at._replace(others=[*self.at.others, *ids.values()])
+        within, given = self.program().discrete(), len(self.at.others)
+        at = self.at._replace(others=[*self.at.others, *within.values()])
 
         def total(at):
             mine, closed_over = at.others[:given], at.others[given:]
-            others = dict(zip(ids, closed_over, strict=True))
+            others = dict(zip(within, closed_over, strict=True))
             return self.program().run(at._replace(others=mine), others)
 
         return Again(total, at, self.program().numbers())
+
+    def discrete(self):
+        """The arrays of ids, labels and masks: pairs of one, and whether it picks entries.
+
+        They stand in the order of the leaves of again().at.others, None for what is neither.
+        """
+        jaxpr, before = self.program().closed.jaxpr, len(jax.tree.leaves(self.at.floats))
+        given = len(jax.tree.leaves(self.at.others))
+        variables = [
+            *jaxpr.invars[before : before + given],
+            *(jaxpr.constvars[k] for k in self.program().discrete()),
+        ]
+        leaves = jax.tree.leaves(self.again().at.others)
+        return [
+            (np.asarray(y), self.program().picks(v)) if is_discrete(y) else None
+            for y, v in zip(leaves, variables, strict=True)
+        ]
 
     def _after(self):
         # by place: the taps that come after it in the forward pass and hand on the reader's own
@@ -176,7 +193,6 @@ class Again:
         self.total, self.at = total, at
         self.rows = max(1, min(LIMIT, MEMORY // (1 + 4 * numbers)))
         self.left = WORK // (1 + 4 * numbers)
-        self.gated = cache(lambda: gated(total, at))
         self._losses = cache(lambda: self._compiled(total))
         self._backward = cache(lambda: self._compiled(self._gradients))
 
@@ -184,18 +200,13 @@ class Again:
         """The loss at each of the operands, or TooMuch."""
         return [row[0] for row in self._run(self._losses(), [(at,) for at in rows])]
 
-    def gradients(self, rows, gates=None):
-        """The gradients at each of the operands, by their places; or TooMuch.
+    def gradients(self, rows):
+        """The gradients at each of the operands, by their places; or TooMuch."""
+        return self._run(self._backward(), [(at,) for at in rows])
 
-        gates are the weights of the uses of values that are used several times, (32.8).
-        """
-        open_ = np.ones(len(self.gated()[1]))
-        gates = [open_ for _ in rows] if gates is None else gates
-        return self._run(self._backward(), list(zip(gates, rows, strict=True)))
-
-    def _gradients(self, gates, operands):
+    def _gradients(self, operands):
         def of(floats, slots):
-            return self.gated()[0](gates, operands._replace(floats=floats, slots=slots))
+            return self.total(operands._replace(floats=floats, slots=slots))
 
         return jax.tree.leaves(jax.grad(of, argnums=(0, 1))(operands.floats, operands.slots))
 
@@ -252,10 +263,6 @@ def _targets(at, values):
             targets.append(Target(tap, place, np.asarray(values[tap])))
         place += len(jax.tree.leaves(at.slots[tap]))
     return targets
-
-
-def _ids(others):
-    return [y for y in jax.tree.leaves(others) if jnp.issubdtype(jnp.result_type(y), jnp.integer)]
 
 
 def _put(at, target, value):
@@ -338,30 +345,62 @@ def _of_upstream(suspects):
                     yield target.place, Alternative((Mistake("axis", words),), value)
 
 
-@_kind("other labels")
+@_kind("other labels, ids and masks")
 def _other_labels(suspects):
     again = suspects.again()
+    leaves, tree = jax.tree.flatten(again.at.others)
     pairs = []
-    for i, y in enumerate(again.at.others):
-        if jnp.issubdtype(jnp.result_type(y), jnp.integer):
-            y = np.asarray(y)
-            for other in (y + 1, y - 1, np.minimum(y + 1, y.max()), np.maximum(y - 1, 0)):
-                others = [*again.at.others[:i], other, *again.at.others[i + 1 :]]
-                pairs.append((LABEL, again.at._replace(others=others)))
-    yield from _everywhere(again, pairs)
+    for i, known in enumerate(suspects.discrete()):
+        for mistake, other in _others(*known, suspects.program().sizes()) if known else ():
+            others = jax.tree.unflatten(tree, [*leaves[:i], other, *leaves[i + 1 :]])
+            pairs.append((mistake, again.at._replace(others=others)))
+    yield from _everywhere(again, pairs[:LIMIT])
 
 
-@_kind("factors transposed")
-def _transposed(suspects):
+def _others(y, picks, sizes):
+    # (mistake, another array in place of one of labels, ids, lengths, or truth values)
+    if y.dtype.kind == "b":
+        words = "the mask is left out: nothing flows back through what is masked"
+        yield Mistake("masked", words), np.ones_like(y)
+        yield Mistake("masked", "the mask is the wrong way round"), ~y
+        return
+    if y.dtype.kind not in "iu" or not y.size:
+        return
+    if not picks:
+        words = "a mask reaches one place too far, or too short: it is compared with another number"
+        yield from ((Mistake("masked", words), other) for other in (y + 1, y - 1))
+        words = "the mask of the first stands for all of them"
+        yield Mistake("masked", words), np.broadcast_to(y[:1], y.shape)
+        words = "the mask is left out: nothing flows back through what is masked"
+        yield from ((Mistake("masked", words), np.full_like(y, k)) for k in (max(sizes), 0))
+        return
+    words = "the label, or the id, of the first stands for all of them"
+    yield Mistake("label", words), np.broadcast_to(y[:1], y.shape)
+    top = int(y.max())
+    for n in sorted({top + 1, *(n for n in sizes if n > top)})[:3]:
+        yield from ((LABEL, np.mod(other, n)) for other in (y + 1, y - 1))
+    for other in (y + 1, y - 1, np.minimum(y + 1, top), np.maximum(y - 1, 0)):
+        yield LABEL, other
+
+
+@_kind("factors transposed or reversed")
+def _rearranged(suspects):
     again = suspects.again()
-    words = "a factor is transposed: the square matrix that it is multiplied by"
-    square = [
-        t
-        for t in suspects.targets()
-        if t.tap is None and t.value.ndim == 2 and len(set(t.value.shape)) == 1
-    ]
-    mistake = Mistake("transposed", words)
-    yield from _everywhere(again, [(mistake, _put(again.at, t, t.value.T)) for t in square])
+    pairs = []
+    for target in suspects.targets():
+        x = target.value
+        axes = range(x.ndim) if target.tap is None else ()
+        for i, j in itertools.combinations(axes, 2):
+            if x.shape[i] == x.shape[j]:
+                words = "a factor is transposed: the square matrix that it is multiplied by"
+                other = np.swapaxes(x, i, j)
+                pairs.append((Mistake("transposed", words), _put(again.at, target, other)))
+        for some in ((0,), (1,), (0, 1)) if len(axes) > 2 else ():
+            over = " and ".join(map(str, some))
+            words = f"a factor, such as the kernel, is reversed along axis {over}"
+            other = np.flip(x, some)
+            pairs.append((Mistake("reversed", words), _put(again.at, target, other)))
+    yield from _everywhere(again, pairs[:LIMIT])
 
 
 @_kind("values of other taps")
@@ -434,7 +473,7 @@ DUPLICATES = Mistake(
 @_kind("equal ids")
 def _overwritten(suspects):
     # Where equal ids pick the same row, the last or the first cotangent stands in place of the sum.
-    every = map(np.asarray, _ids(suspects.again().at.others))
+    every = [y for y, picks in filter(None, suspects.discrete()) if picks and y.dtype.kind in "iu"]
     for target, ids, z in itertools.product(suspects.targets(), every, _single(suspects).values()):
         if ids.ndim and z.value.shape == ids.shape + target.value.shape[1:]:
             cotangents = np.asarray(suspects.at.own[z.tap]).reshape(ids.size, -1)
@@ -444,53 +483,3 @@ def _overwritten(suspects):
                     rows[ids.ravel()[order]] = cotangents[order]
                     rows = rows.reshape(target.value.shape)
                     yield target.place, Alternative((DUPLICATES,), rows)
-
-
-@_kind("the diagonal alone")
-def _diagonal(suspects):
-    again = suspects.again()
-    for tap, z in _single(suspects).items():
-        size = z.value.size
-        targets = [
-            t
-            for t in suspects.targets()
-            if tap in suspects.after()[t.place] and t.value.shape == z.value.shape
-        ]
-        if not targets or not 1 < size <= LIMIT:
-            continue
-        units = np.eye(size + 1, size).reshape(size + 1, *z.value.shape)  # and one of zeros
-        units = units.astype(np.asarray(again.at.own[tap]).dtype)
-        rows = [again.at._replace(own=again.at.own | {tap: unit}) for unit in units]
-        *results, blank = again.gradients(rows)
-        for target in targets:
-            x, place = target.value, target.place
-            slopes = [arrays[place] - blank[place] for arrays in results]
-            diagonal = np.diag(np.reshape(slopes, (size, size))).reshape(x.shape)
-            words = "only the diagonal of the Jacobian: the entries off it count too"
-            value = diagonal * np.asarray(again.at.own[tap]) + blank[place]
-            yield place, Alternative((Mistake("diagonal", words),), value)
-
-
-BRANCH = Mistake(
-    "branch",
-    "one branch of a fan-out only: a value is used more than once, and its cotangents add",
-)
-
-
-@_kind("branches of a fan-out")
-def _branches(suspects):
-    again = suspects.again()
-    gates = list(_shut(again.gated()[1]))
-    for arrays in again.gradients([again.at] * len(gates), gates):
-        for place, value in enumerate(arrays):
-            yield place, Alternative((BRANCH,), value)
-
-
-def _shut(uses):
-    # every use shut alone and, where there are more than two, every use open alone
-    uses = np.asarray(uses)
-    this = np.eye(len(uses), dtype=bool)
-    for k, value in enumerate(uses[:LIMIT]):
-        yield np.where(this[k], 0.0, 1.0)
-        if (uses == value).sum() > 2:
-            yield np.where((uses == value) & ~this[k], 0.0, 1.0)
