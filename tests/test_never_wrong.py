@@ -1110,7 +1110,7 @@ def test_a_complex_tap_is_called_complex():
     def loss(x):
         return jnp.abs(tap("z", jnp.exp(1j * x) + x)).sum()
 
-    with pytest.raises(TypeError, match=r"tap 'z': .*complex"):
+    with pytest.raises(ValueError, match=r"tap 'z': .*complex"):
         check_steps(loss, at=(x,), dz=x)
 
 

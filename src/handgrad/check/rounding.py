@@ -126,6 +126,10 @@ EXACT = {
 }
 JUMPS = {"ceil", "floor", "rem", "round", "sign"}
 
+# Functions whose values add up with others to 1 or to 0: a hand may write p - 1 for -(1 - p), and
+# so has the digits of 1 where JAX has those of a small number.
+SATURATING = {"erf", "erfc", "exp", "exp2", "expm1", "logistic", "tanh"}
+
 # How many terms each operation adds up, where it is more than two.
 _TERMS = {
     "conv_general_dilated": lambda eqn: (
@@ -189,6 +193,8 @@ class _Otherwise:
         if name in EXACT:
             return [(w, m) if _rounds(w) else (w, w) for w, m in zip(was, moved, strict=True)]
         sizes, times = [jnp.abs(w) if _rounds(w) else w for w in was], 1.0
+        if name in SATURATING:
+            sizes = [jnp.maximum(size, 1) for size in sizes]
         if name in _TERMS:
             sizes = bind(eqn, [jnp.abs(a) if _rounds(a) else a for a in sides[0]])
             times = max(math.sqrt(_TERMS[name](eqn)) / 8, 1.0)
