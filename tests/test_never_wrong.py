@@ -23,6 +23,12 @@ def the_same_numbers_whatever_ran_before():
     rng.bit_generator.state = np.random.default_rng(12).bit_generator.state
 
 
+@pytest.fixture
+def unexplained(monkeypatch):
+    """That something is wrong is enough; to find out what takes longer."""
+    monkeypatch.setattr("handgrad.check.explain.explain", lambda *operands: {})
+
+
 def outcomes(check, *args, **more):
     """The outcome of each gradient of a check, whether it passes or not."""
     return {verdict.name: verdict.outcome for verdict in told(check, *args, **more)}
@@ -177,7 +183,7 @@ def test_where_roundings_are_as_large_as_the_gradient_nothing_is_judged(name):
         assert_unjudged(check_gradient, hand, f, x)
 
 
-def test_a_map_that_is_not_yet_chaotic_is_judged():
+def test_a_map_that_is_not_yet_chaotic_is_judged(unexplained):
     f, x = partial(logistic, times=8), np.array([0.3, 0.51, 0.7])
     true = jax.grad(f)(x)
     check_gradient(true, f, x)
@@ -313,7 +319,7 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_a_wrong_gradient_is_seen_in_its_own_entry(name):
+def test_a_wrong_gradient_is_seen_in_its_own_entry(name, unexplained):
     f, x, wrong = HIDDEN[name]
     right = np.asarray(jax.grad(f)(jnp.asarray(x, "float64")))
     assert outcomes(check_gradient, right, f, x) == {"d" + f.__code__.co_varnames[0]: "right"}
@@ -322,7 +328,7 @@ def test_a_wrong_gradient_is_seen_in_its_own_entry(name):
     assert [verdict.outcome for verdict in mismatch.value.report] == ["wrong"]
 
 
-def test_a_large_loss_does_not_hide_a_wrong_step():
+def test_a_large_loss_does_not_hide_a_wrong_step(unexplained):
     y = single(1e5 * PRICES)
 
     def loss(b):
@@ -530,7 +536,7 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-def test_what_special_arguments_hide_is_seen_at_another_point(name):
+def test_what_special_arguments_hide_is_seen_at_another_point(name, unexplained):
     f, bwd, args = SPECIAL[name]
     fwd = lambda *args: (f(*args), args)  # noqa: E731
     check_rule(f, fwd, partial(bwd, wrong=False), *args)
@@ -695,7 +701,7 @@ RIGHT = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_rule_is_not_blamed(name):
     f, f_fwd, f_bwd, arguments = RIGHT[name]
-    draws = [arguments(np.random.default_rng([3, k])) for k in range(6)]
+    draws = [arguments(np.random.default_rng([3, k])) for k in range(4)]
     assert {
         verdict.words for verdict in prove(f, f_fwd, f_bwd, draws) if not verdict.right
     } == set()
@@ -777,7 +783,7 @@ OTHERWISE = {
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_a_right_gradient_that_rounds_otherwise_than_jax_is_not_blamed(name, dtype):
+def test_a_right_gradient_that_rounds_otherwise_than_jax_is_not_blamed(name, dtype, unexplained):
     f, by_hand, x = OTHERWISE[name]
     x = x.astype(dtype)
     hand = np.asarray(by_hand(x))
@@ -787,7 +793,7 @@ def test_a_right_gradient_that_rounds_otherwise_than_jax_is_not_blamed(name, dty
         check_gradient(1.01 * hand, f, x)
 
 
-def test_a_long_sum_may_be_added_up_in_any_order():
+def test_a_long_sum_may_be_added_up_in_any_order(unexplained):
     x, y = single(rng.random((100_000, 3))), single(rng.random(100_000) - 1.5)
 
     def loss(w, b):
@@ -1197,5 +1203,5 @@ def backward_passes_of_a_search(times):
 
 
 def test_the_search_grows_no_faster_than_the_program():
-    few, many = map(backward_passes_of_a_search, (5, 15))
+    few, many = map(backward_passes_of_a_search, (4, 12))
     assert many <= 3.2 * few
