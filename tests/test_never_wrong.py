@@ -165,18 +165,25 @@ def test_steps_of_an_f_that_gives_another_value_the_second_time_are_not_judged()
     assert_unjudged(check_steps, lambda x: loss(tap("z", 2 * x)), at=(x,), dz=0 * x, dx=0 * x)
 
 
+SOME = np.array([0.3, 0.51, 0.7])
 CHAOS = {
-    "a chaotic map": partial(logistic, times=200),
-    "a phase of 1e17 turns": lambda x: jnp.sin(1e17 * x).sum(),
-    "small entries of chaos beside a large one": lambda x: (
-        1e20 * x[0] ** 2 + jnp.sin(1e17 * x[1:]).sum()
+    "a chaotic map": (partial(logistic, times=200), SOME),
+    "a phase of 1e17 turns": (lambda x: jnp.sin(1e17 * x).sum(), SOME),
+    "small entries of chaos beside a large one": (
+        lambda x: 1e20 * x[0] ** 2 + jnp.sin(1e17 * x[1:]).sum(),
+        SOME,
+    ),
+    "a sum that swallows its argument": (lambda x: jnp.sin((x + 1e16) - 1e16).sum(), SOME),
+    "a clock in float32": (
+        lambda x: jnp.tanh((np.float32(1.7e9) + x) - np.float32(1.7e9)).sum(),
+        single(SOME),
     ),
 }
 
 
 @pytest.mark.parametrize("name", CHAOS)
 def test_where_roundings_are_as_large_as_the_gradient_nothing_is_judged(name):
-    f, x = CHAOS[name], np.array([0.3, 0.51, 0.7])
+    f, x = CHAOS[name]
     true = jax.grad(f)(x)
     large = np.abs(true) > 1e19  # one that is large enough to be known
     for hand in (true, np.where(large, true, -true), np.where(large, true, 0)):
@@ -184,7 +191,7 @@ def test_where_roundings_are_as_large_as_the_gradient_nothing_is_judged(name):
 
 
 def test_a_map_that_is_not_yet_chaotic_is_judged(unexplained):
-    f, x = partial(logistic, times=8), np.array([0.3, 0.51, 0.7])
+    f, x = partial(logistic, times=8), SOME
     true = jax.grad(f)(x)
     check_gradient(true, f, x)
     for hand in (-true, 0 * true, 1.001 * true):
@@ -275,6 +282,11 @@ HIDDEN = {
         lambda d: -d,
     ),
     "an entry of 1e-17 beside 1": (lambda x: jnp.exp(x).sum(), np.array([0, -40.0]), only(1, 0)),
+    "a tenth too much, in bfloat16": (
+        lambda x: (jnp.tanh(x) ** 2).sum(),
+        jnp.asarray(normal(size=64), "bfloat16"),
+        lambda d: 1.1 * d,
+    ),
     "the sign of the smallest power": (
         lambda x: (x**8).sum(),
         np.array([1e-2, 1, 1e2]),
@@ -621,6 +633,16 @@ def hinge_bwd(residuals, dl):
     return d * y, d * z
 
 
+def perceptron(x, W):
+    return jnp.maximum(x @ W, 0)
+
+
+def perceptron_bwd(residuals, da):
+    x, W = residuals
+    dz = da * (x @ W > 0)
+    return dz @ W.T, x.T @ dz
+
+
 def entropy(p):
     return -(p * jnp.log(p)).sum(-1)
 
@@ -678,6 +700,12 @@ RIGHT = {
     "softmax, bfloat16": (
         *(hg.softmax, hg.softmax_fwd, hg.softmax_bwd),
         lambda draw: (jnp.asarray(draw.normal(size=(8, 100)), "bfloat16"),),
+    ),
+    "relu of a product, bfloat16": (
+        *(perceptron, keeping(perceptron), perceptron_bwd),
+        lambda draw: tuple(
+            jnp.asarray(draw.normal(size=s), "bfloat16") for s in ((128, 64), (64, 96))
+        ),
     ),
     "linear, float32": (
         *(hg.linear, hg.linear_fwd, hg.linear_bwd),
