@@ -704,7 +704,7 @@ RIGHT = {
     "relu of a product, bfloat16": (
         *(perceptron, keeping(perceptron), perceptron_bwd),
         lambda draw: tuple(
-            jnp.asarray(draw.normal(size=s), "bfloat16") for s in ((128, 64), (64, 96))
+            jnp.asarray(draw.normal(size=s), "bfloat16") for s in ((64, 32), (32, 128))
         ),
     ),
     "linear, float32": (
