@@ -195,10 +195,11 @@ def case(layer, args, hyper, seed):
     suspects = suspects_of(rule, which, args, dz)
     floats = [args[i] for i in which]
 
-    def reverse(floats):
-        return jax.vjp(lambda *fs: layer.f(*put(args, which, fs), **hyper), *floats)[1](dz)
+    def reverse(one, floats):
+        pull = jax.vjp(lambda *fs: layer.f(*put(args, which, fs), **hyper), *floats)[1]
+        return pull(one * dz)
 
-    rounding = Rounding(reverse, reverse, cotangents, floats)
+    rounding = Rounding(None, reverse, cotangents, floats)
     places = [suspects.of_argument(j) for j in range(len(which))]
     judges = {
         names[i]: Judge("right", place, rounding=rounding.from_(place)[0])

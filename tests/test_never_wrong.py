@@ -186,7 +186,7 @@ def test_where_roundings_are_as_large_as_the_gradient_nothing_is_judged(name):
     f, x = CHAOS[name]
     true = jax.grad(f)(x)
     large = np.abs(true) > 1e19  # one that is large enough to be known
-    for hand in (true, np.where(large, true, -true), np.where(large, true, 0)):
+    for hand in (np.where(large, true, -true), np.where(large, true, 0)):
         assert_unjudged(check_gradient, hand, f, x)
 
 
@@ -281,7 +281,7 @@ HIDDEN = {
         single(normal(size=3)),
         lambda d: -d,
     ),
-    "an entry of 1e-17 beside 1": (lambda x: jnp.exp(x).sum(), np.array([0, -40.0]), only(1, 0)),
+    "an entry of 1e-15 beside 1": (lambda x: jnp.exp(x).sum(), np.array([0, -34.0]), only(1, 0)),
     "a tenth too much, in bfloat16": (
         lambda x: (jnp.tanh(x) ** 2).sum(),
         jnp.asarray(normal(size=64), "bfloat16"),
@@ -299,7 +299,7 @@ HIDDEN = {
     ),
     "a saturated classifier, zeros": (
         lambda z: cross_entropy(z) / 2,
-        np.where(np.arange(9) == 7, 34.0, 0.0),
+        np.where(np.arange(9) == 7, 25.0, 0.0),
         lambda d: 0 * d,
     ),
     "a saturated classifier, the other classes": (

@@ -12,9 +12,9 @@ from handgrad.check.arrays import is_float
 from handgrad.check.explain import Finding
 from handgrad.check.report import RIGHT, UNJUDGED, WRONG, Verdict
 
-DIGITS = 16  # machine epsilons of an entry itself that are not looked at
-
-# Relative to the largest entry, for the arrays that mistakes would give: these only name one.
+# Relative to an entry itself, where a mistake makes more; and to the largest entry, for the arrays
+# that mistakes would give, which only name one.
+DIGITS = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 LOOSE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -24,7 +24,8 @@ class Judge(NamedTuple):
     agree is what to say of a right one; place that of its first leaf, and findings the list that
     gathers what is to be explained; born(which) the operation that made a NaN or an infinity, in
     "hand" or in "JAX"; rounding(leaf) how far roundings move each entry of the true one, measured;
-    fragile() whether they move it as far as it is long; and reason why nothing can be judged here.
+    fragile(leaf, measure) whether they move it as far as it is long, measured or only guessed; and
+    reason why nothing can be judged here.
     """
 
     agree: str
@@ -32,7 +33,7 @@ class Judge(NamedTuple):
     findings: list | None = None
     born: Callable = lambda which: None
     rounding: Callable = lambda leaf: 0.0
-    fragile: Callable = lambda leaf: False
+    fragile: Callable = lambda leaf, measure: False
     reason: str = ""
 
 
@@ -95,7 +96,7 @@ def compare_leaf(name, mine, theirs, judge, leaf=0):
     tolerance = _Tolerance(mine, theirs, kind, partial(judge.rounding, leaf))
     differs = tolerance.off(mine, theirs)
     if not differs.any():
-        if judge.fragile(leaf):
+        if judge.fragile(leaf, tolerance.near is not None):
             return unjudged(name, mine.shape, "roundings move the gradient as far as it is long")
         digits = "" if str(kind) == "float64" else f", to the digits of {kind}"
         finding = Finding(name, judge.place + leaf, mine, theirs, tolerance.off, False)
@@ -118,8 +119,7 @@ class _Tolerance:
 
     def __init__(self, mine, theirs, kind, measure):
         self.mine, self.theirs, self.kind, self.measure = mine, theirs, kind, measure
-        info = jnp.finfo(kind)
-        self.digits = DIGITS * float(info.eps) * np.abs(theirs) + float(info.tiny)
+        self.digits = DIGITS[str(kind)] * np.abs(theirs) + float(jnp.finfo(kind).tiny)
         self.near = None  # not measured before it is needed
 
     def off(self, a, b):
@@ -128,9 +128,9 @@ class _Tolerance:
             return np.ones(a.shape or (1,), bool)
         if b is self.theirs:
             differs = np.abs(a - b) > self.digits
-            if not differs.any():
-                return differs
-            return np.abs(a - b) > self.within()
+            if differs.any():
+                differs = np.abs(a - b) > self.within()
+            return differs if differs.any() else self.together(a)
         # A wrong array is named by one that mistakes give: it must explain each of its errors.
         differs = np.abs(a - b) > LOOSE[str(self.kind)] * np.abs(b).max(initial=0.0)
         if a is self.mine and a.shape == self.theirs.shape:
@@ -138,6 +138,15 @@ class _Tolerance:
             left = np.abs(a - b) > 0.01 * errors + self.within()
             differs |= left & (errors > self.within())
         return differs
+
+    def together(self, a):
+        """All entries, where they differ in the same way; roundings of half precision do not."""
+        eps, square = float(jnp.finfo(self.kind).eps), (self.theirs**2).sum()
+        if eps < 1e-4 or not square:
+            return np.zeros(a.shape, bool)
+        factor = (a * self.theirs).sum() / square - 1
+        by_chance = np.sqrt(((self.within() * self.theirs) ** 2).sum()) / square
+        return np.full(a.shape, abs(factor) > max(8 * eps, by_chance))
 
     def within(self):
         """The tolerance of each entry."""

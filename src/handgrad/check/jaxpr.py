@@ -79,6 +79,18 @@ def bind(eqn, operands):
     return results if eqn.primitive.multiple_results else [results]
 
 
+def parts_of_scan(eqn):
+    """How many of a scan's operands are constants of the loop, and how many it carries."""
+    inner = eqn.params["jaxpr"].jaxpr
+
+    def stacked(outer, inner):
+        # what goes in, or comes out, step by step has one axis more outside of the loop
+        return sum(len(o.aval.shape) > len(i.aval.shape) for o, i in zip(outer, inner, strict=True))
+
+    carried = len(eqn.outvars) - stacked(eqn.outvars, inner.outvars)
+    return len(eqn.invars) - carried - stacked(eqn.invars, inner.invars), carried
+
+
 def evaluate(closed, args, read=lambda place, value: value, do=bind):
     """The results of a jaxpr, operation by operation: JAX's own interpreter in small.
 

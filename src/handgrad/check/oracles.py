@@ -99,8 +99,9 @@ def consult(f, draws, generic=False, **hyper):
         def plain(floats):
             return f(*put(args, which, floats), **hyper)
 
-        def reverse(floats):
-            return jax.vjp(plain, floats)[1](dz)[0]
+        def reverse(one, floats):
+            z, pull = jax.vjp(plain, floats)
+            return pull(tree_map(lambda d, o: (one * d).astype(o.dtype), dz, z))[0]
 
         def again(floats):
             return oracles(dz, as_float64(tuple(put(args, which, floats))), directions).reverse
@@ -111,7 +112,7 @@ def consult(f, draws, generic=False, **hyper):
             agreement=lambda j, within: told(j, within),
             cotangents=cotangents,
             rounding=Rounding(again, reverse, cotangents, floats),
-            of_value=Rounding(None, plain, truth.value, floats),
+            of_value=Rounding(None, lambda one, floats: plain(floats), truth.value, floats),
         )
         told = partial(_agreement, closer, draw)
         return draw
@@ -312,13 +313,13 @@ class _Closer:
     def agreement(self):
         trusted = None
         for way in self.ways:
-            before, doubts_before = np.inf, 0.0
+            before, doubts_before = np.nan, 0.0
             for step in (STEP, *CLOSER):
                 fine, agrees, slope, doubts = (a[0] for a in self.judged(way[None], step))
                 if fine and agrees:
                     return ""
                 near = 0.1 * max(abs(slope), abs(before)) + doubts + doubts_before
-                if fine and np.isfinite(before) and abs(slope - before) <= near:
+                if _fine(doubts, abs(slope), self.scale) and abs(slope - before) <= near:
                     trusted = way, step  # two steps say the same
                 before, doubts_before = slope, doubts
         if trusted is None:

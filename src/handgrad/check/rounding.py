@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handgrad.check.arrays import is_float, once
-from handgrad.check.jaxpr import INNER, bind, evaluate, flat
+from handgrad.check.jaxpr import INNER, bind, evaluate, flat, parts_of_scan
 
 DRAWS = 8
 MARGIN = 8  # times the rounding measured: a hand may round more often than JAX does
@@ -53,15 +53,17 @@ def rounding(f, here, *args):
 class Rounding:
     """How far roundings move the gradients of one check; nothing is measured before it is asked.
 
-    again is the compiled gradient, f the same not compiled, and here = f(*args).
+    again(*args) is the compiled gradient and here its value; f(one, *args) is the same, not
+    compiled, times one, the cotangent of the loss.
     """
 
     def __init__(self, again, f, here, *args):
         """Keep what a measurement needs."""
-        self.again, self.f, self.here, self.args = again, f, jax.tree.leaves(here), args
-        self.measured = cache(lambda: jax.tree.leaves(rounding(f, here, *args)))
+        self.again, self.here, self.args = again, jax.tree.leaves(here), args
+        one = np.ones((), np.result_type(*self.here))
+        self.measured = cache(lambda: jax.tree.leaves(rounding(partial(f, one), here, *args)))
         self.moved = cache(self._nudged)
-        self.largest = cache(lambda: largest(f, *args))
+        self.largest = cache(lambda: largest(f, one, *args))
 
     def from_(self, place):
         """(rounding, fragile) of a Judge whose first leaf has that place."""
@@ -71,15 +73,15 @@ class Rounding:
         """How far roundings may move each entry of the leaf of that place."""
         return MARGIN * self.measured()[place]
 
-    def fragile(self, place, leaf):
+    def fragile(self, place, leaf, measure):
         """Whether roundings move an entry of a gradient as far as it is long.
 
-        One that is truly 0 does not count: where large terms cancel, what is left may be all
-        rounding, and is small beside the terms.
+        One that is truly 0 does not count: where large cotangents cancel, what is left may be all
+        rounding, and is small beside them.
         """
         few = np.abs(np.asarray(self.here[place + leaf], "float64")) / 10
-        # The last digit of the arguments tells at the price of one more run: most stop here.
-        if (np.abs(self.moved()[place + leaf]) * MARGIN <= few).all():
+        # Where nothing has to be measured, the last digits of the arguments tell, in one more run.
+        if not measure and (np.abs(self.moved()[place + leaf]) * MARGIN <= few).all():
             return False
         near = self.within(place + leaf)
         eps = float(jnp.finfo(self.here[place + leaf].dtype).eps)
@@ -101,19 +103,22 @@ class Rounding:
         return [np.nan_to_num(np.subtract(a, b, dtype="float64")) for a, b in pairs]
 
 
-def largest(f, *args):
-    """The largest number that occurs anywhere in the program f(*args)."""
+def largest(f, one, *args):
+    """The largest number in the program f(one, *args) that depends on one: a cotangent."""
     sizes = [0.0]
 
     def watched(eqn, operands):
-        results = bind(eqn, operands)
+        # what depends on one goes as a pair, of itself and of nothing
+        results = bind(eqn, _side(operands, 0))
+        if not any(isinstance(value, tuple) for value in operands):
+            return results
         for value in results:
             if _rounds(value) and np.size(value):
                 finite = np.abs(np.asarray(value, "float64"))
                 sizes.append(finite.max(initial=0.0, where=np.isfinite(finite)))
-        return results
+        return [(value, None) for value in results]
 
-    evaluate(flat(f, *args), jax.tree.leaves(args), do=watched)
+    evaluate(flat(f, one, *args), [(one, None), *jax.tree.leaves(args)], do=watched)
     return max(sizes)
 
 
@@ -127,7 +132,7 @@ EXACT = {
 JUMPS = {"ceil", "floor", "rem", "round", "sign"}
 
 # Functions whose values add up with others to 1 or to 0: a hand may write p - 1 for -(1 - p), and
-# so has the digits of 1 where JAX has those of a small number.
+# so has the last digits of 1 where JAX has those of a small number.
 SATURATING = {"erf", "erfc", "exp", "exp2", "expm1", "logistic", "tanh"}
 
 # How many terms each operation adds up, where it is more than two.
@@ -194,8 +199,8 @@ class _Otherwise:
             return [(w, m) if _rounds(w) else (w, w) for w, m in zip(was, moved, strict=True)]
         sizes, times = [jnp.abs(w) if _rounds(w) else w for w in was], 1.0
         if name in SATURATING:
-            sizes = [jnp.maximum(size, 1) for size in sizes]
-        if name in _TERMS:
+            sizes = [jnp.maximum(size, 1 / MARGIN) for size in sizes]
+        if name in _TERMS and not any(map(_half, was)):
             sizes = bind(eqn, [jnp.abs(a) if _rounds(a) else a for a in sides[0]])
             times = max(math.sqrt(_TERMS[name](eqn)) / 8, 1.0)
         return [
@@ -203,25 +208,26 @@ class _Otherwise:
         ]
 
     def scan(self, eqn, operands):
-        p = eqn.params
         pairs = [v if isinstance(v, tuple) else (v, v) for v in operands]
-        consts, carry, xs = (
-            pairs[: p["num_consts"]],
-            pairs[p["num_consts"] : p["num_consts"] + p["num_carry"]],
-            pairs[p["num_consts"] + p["num_carry"] :],
-        )
+        fixed, carried = parts_of_scan(eqn)
+        consts, carry, xs = pairs[:fixed], pairs[fixed : fixed + carried], pairs[fixed + carried :]
 
         def body(carry, xs):
-            results = self.go_through(p["jaxpr"], [*consts, *carry, *xs])
-            return results[: p["num_carry"]], results[p["num_carry"] :]
+            results = self.go_through(eqn.params["jaxpr"], [*consts, *carry, *xs])
+            return results[:carried], results[carried:]
 
-        options = {k: p[k] for k in ("length", "reverse", "unroll")}
+        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
         carry, ys = jax.lax.scan(body, carry, xs, **options)
         return [*carry, *ys]
 
 
 def _side(operands, k):
     return [value[k] if isinstance(value, tuple) else value for value in operands]
+
+
+def _half(value):
+    # sums of bfloat16 and float16 are made in float32, and rounded once
+    return _rounds(value) and jnp.finfo(jnp.result_type(value)).eps > 1e-4
 
 
 def _rounds(value):

@@ -27,7 +27,7 @@ from handgrad.check.arrays import (
 )
 from handgrad.check.compare import Judge, compare, right, unjudged
 from handgrad.check.explain import explained
-from handgrad.check.gradient import no_judge
+from handgrad.check.gradient import no_judge, times
 from handgrad.check.jaxpr import birth_of_nan
 from handgrad.check.report import RIGHT, WRONG, Report
 from handgrad.check.rounding import Rounding
@@ -126,7 +126,7 @@ def check_steps(loss, /, *, at, power=False, **steps):
 
     rounding = Rounding(
         lambda *operands: backward(*operands)[1],
-        jax.grad(of, argnums=(0, 1)),
+        lambda one, *operands: jax.grad(times(one, of), argnums=(0, 1))(*operands),
         here_given,
         *(here.floats, slots, {name: np.asarray(taken[name]) for name in taps}),
     )

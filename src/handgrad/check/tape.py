@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from handgrad.check.jaxpr import parts_of_scan
 from handgrad.check.local import forward, plain
 
 NODES = 8000  # a scan that would make the tape longer than that stays one operation
@@ -141,7 +142,7 @@ class Tape:
             branch = params["branches"][int(self.values[operands[0]])]
             return self._run(branch, operands[1:], path)
         if name == "scan" and len(self.nodes) + params["length"] * _length(inner) < NODES:
-            return self._unrolled(params, operands, path)
+            return self._unrolled(eqn, operands, path)
         if name == "custom_vjp_call" and params["call_jaxpr"].jaxpr.debug_info.func_name == TAP:
             # the taps of a tree's leaves stem from one place, and are several all the same
             self.places.append(self.places[site])
@@ -149,8 +150,9 @@ class Tape:
             return self._add("tap", {}, eqn, operands, site)
         return self._add(name, params, eqn, operands, site)
 
-    def _unrolled(self, params, operands, path):
-        fixed, count = params["num_consts"], params["num_consts"] + params["num_carry"]
+    def _unrolled(self, eqn, operands, path):
+        params, (fixed, carried) = eqn.params, parts_of_scan(eqn)
+        count = fixed + carried
         consts, carry, xs = operands[:fixed], operands[fixed:count], operands[count:]
         times = range(params["length"])
         made = []
