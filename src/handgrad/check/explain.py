@@ -4,7 +4,6 @@ A check judges every gradient first. What was done to the wrong ones is looked f
 of them are in sight, right ones included. Derivation: notebooks/32_checker.ipynb
 """
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from handgrad.check.formulas import hypotheses, ties
-from handgrad.check.match import readings
-from handgrad.check.mistakes import Alternative, Diagnosis, Hypothesis, Wrong, diagnose
+from handgrad.check.match import search
+from handgrad.check.mistakes import SIGN, Alternative, Diagnosis, Hypothesis, Wrong, diagnose
 
 READINGS = 3  # that are told of one gradient
 
@@ -53,11 +52,16 @@ def _told(verdict, finding, names, words):
 
 
 class Told(NamedTuple):
-    """One explanation of some gradients: the names, a sentence, and their places."""
+    """One explanation of some gradients: the names, a sentence, and their places.
+
+    It is local where it says in which operation of the program the mistake was made.
+    """
 
     names: tuple
     words: str
     places: tuple
+    sure: bool = False
+    local: bool = False
 
 
 def explain(findings, suspects):
@@ -68,27 +72,50 @@ def explain(findings, suspects):
     """
     wrong = [f for f in findings if f.wrong]
     diagnoses = {f.place: _diagnosis(f, findings, suspects) for f in wrong}
-    told = _together(diagnoses)
-    untried = {place: diagnosis.untried for place, diagnosis in diagnoses.items()}
-    explained_by_one = any(len(t.places) == len(wrong) for t in told)
-    if not explained_by_one and (suspects.joint or not all(d.made for d in diagnoses.values())):
-        try:
-            read = readings(suspects.total, suspects.at, findings)
-        except Exception:
-            read = ()
-            untried = {place: (*what, "another local rule") for place, what in untried.items()}
-        told += [Told(*reading[:3]) for reading in read]
-    told.sort(key=lambda t: -len(t.places))  # what explains more of the gradients is the likelier
+    told, untried = _together(diagnoses), ()
+    if not {f.place for f in wrong} <= {place for t in told if t.sure for place in t.places}:
+        local, exhaustive = _in_an_operation(findings, suspects, bool(told))
+        told += local
+        untried = () if exhaustive else ("all that may be done in an operation",)
+    # what explains more of the gradients is the likelier
+    told.sort(key=lambda t: (-len(t.places), not t.sure))
     said = {}
     for f in wrong:
-        shown = {t.words: t.names for t in told if f.place in t.places}
-        shown = dict(itertools.islice(shown.items(), READINGS))
-        names = dict.fromkeys(itertools.chain.from_iterable(shown.values()))
-        if shown:
-            said[f.place] = tuple(names), ". Or: ".join(shown)
-        elif untried[f.place]:
-            said[f.place] = (), f"not tried: {', '.join(untried[f.place])}"
+        names, words = _chosen([t for t in told if f.place in t.places])
+        if names and np.size(f.hand) == 1 and names != (SIGN.name,) and f.hand.any():
+            words += " (one number alone may fit by accident)"
+        untried_here = diagnoses[f.place].untried + untried
+        if words:
+            said[f.place] = names, words
+        elif untried_here:
+            said[f.place] = (), f"not tried: {', '.join(untried_here)}"
     return said
+
+
+def _in_an_operation(findings, suspects, explained):
+    # what the walk finds and, where nothing is known, what it finds behind a flipped sign
+    found = search(suspects.total, suspects.at, findings)
+    told = [Told(*reading[:3], local=True) for reading in found.readings]
+    if told or explained:
+        return told, found.exhaustive
+    flipped = [f._replace(hand=-f.hand) if f.wrong else f for f in findings]
+    again = search(suspects.total, suspects.at, flipped)
+    for reading in again.readings:
+        words = f"{SIGN.words}; and {reading.words}"
+        told.append(Told((SIGN.name, *reading.names), words, reading.places, local=True))
+    return told, found.exhaustive and again.exhaustive
+
+
+def _chosen(told):
+    # The names and a sentence of the first explanation, of the first that is local, and of those
+    # that say something else.
+    names, words = (), []
+    local = False
+    for t in told:
+        if len(words) < READINGS and (set(t.names) - set(names) or (t.local and not local)):
+            names, local = (*names, *t.names), local or t.local
+            words.append(t.words)
+    return tuple(dict.fromkeys(names)), ". Or: ".join(words)
 
 
 def _together(diagnoses):
@@ -98,8 +125,8 @@ def _together(diagnoses):
         for mistakes in diagnosis.made:
             names = tuple(m.name for m in mistakes)
             words = "; and ".join(m.words for m in mistakes)
-            found.setdefault((names, words), []).append(place)
-    return [Told(names, words, tuple(places)) for (names, words), places in found.items()]
+            found.setdefault((names, words, diagnosis.sure), []).append(place)
+    return [Told(n, w, tuple(places), sure) for (n, w, sure), places in found.items()]
 
 
 def _diagnosis(finding, findings, suspects):
@@ -111,11 +138,16 @@ def _diagnosis(finding, findings, suspects):
     except Exception:  # the program can't be looked into: the two arrays are left
         untried = ("what else the program holds",)
     mended = Hypothesis("other residuals", lambda: _mended(wrong, suspects, finding.place))
-    tried = diagnose(wrong, [*hypotheses(wrong), *suspects.hypotheses(finding.place), mended])
-    if not tried.made:
+    plain, others = hypotheses(wrong)
+    first = diagnose(wrong, plain)
+    if first.made and all(m.sure for mistakes in first.made for m in mistakes):
+        return first._replace(sure=True)
+    then = diagnose(wrong, [*suspects.hypotheses(finding.place), mended, *others])
+    made, untried = (*then.made, *first.made), untried + first.untried + then.untried
+    if not made:
         last = diagnose(wrong, [Hypothesis("ties", lambda: ties(wrong))])
-        tried = Diagnosis(last.made, tried.untried + last.untried)
-    return tried._replace(untried=untried + tried.untried)
+        made, untried = last.made, untried + last.untried
+    return Diagnosis(made, untried)
 
 
 def _peers(finding, findings):

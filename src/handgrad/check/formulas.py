@@ -16,40 +16,44 @@ LABEL = Mistake("label", "a label, or an id, is off by one: they count from 0")
 
 
 def hypotheses(wrong):
-    """The Hypotheses on one wrong gradient, the plain ones first."""
-    return [Hypothesis(what, partial(formula, wrong)) for what, formula in _FORMULAS]
+    """The Hypotheses on one wrong gradient: those that are sure, and the others."""
+    made = [[], []]
+    for what, sure, formula in _FORMULAS:
+        made[not sure].append(Hypothesis(what, partial(formula, wrong)))
+    return made
 
 
 _FORMULAS = []
 
 
-def _formula(what):
+def _formula(what, sure=False):
     def register(f):
-        _FORMULAS.append((what, f))
+        _FORMULAS.append((what, sure, f))
         return f
 
     return register
 
 
-@_formula("the gradient itself")
+@_formula("the gradient itself", sure=True)
 def _itself(wrong):
     yield Alternative((), wrong.true)
 
 
-@_formula("zeros")
+@_formula("zeros", sure=True)
 def _zeros(wrong):
-    if wrong.true.any():
+    if wrong.true.any() and not wrong.hand.any():
         words = "all zeros: it was never written, or nothing was added to it"
         yield Alternative((Mistake("zeros", words),), np.zeros_like(wrong.true))
 
 
-@_formula("exchanged gradients")
+@_formula("exchanged gradients", sure=True)
 def _exchanged(wrong):
     # Each of two gradients is, but for a constant, what the other should be.
     for name, hand, true in wrong.peers:
         if wrong.close(true, wrong.true) or not (_parallel(wrong.true, hand)):
             continue
-        words = f"{wrong.name} and {name} are exchanged"
+        first, second = sorted((wrong.name, name))
+        words = f"{first} and {second} are exchanged"
         yield Alternative((Mistake("exchanged", words),), true)
 
 
@@ -129,7 +133,7 @@ def _of_factors(wrong):
                 yield Alternative((Mistake("scale", words),), value)
 
 
-@_formula("counts of ids")
+@_formula("counts of ids", sure=True)
 def _by_counts(wrong):
     # A row for each id, divided by the number of its uses.
     for ids in wrong.ids:
@@ -142,7 +146,7 @@ def _by_counts(wrong):
                 yield Alternative((Mistake("duplicates", words),), wrong.true / uses)
 
 
-@_formula("a symmetric matrix")
+@_formula("a symmetric matrix", sure=True)
 def _of_a_symmetric_matrix(wrong):
     true = wrong.true
     if true.ndim > 1 and true.shape[-1] == true.shape[-2]:
@@ -169,7 +173,7 @@ def _triangles(wrong):
                 yield Alternative((Mistake("symmetric", words),), part(true, k))
 
 
-@_formula("a norm")
+@_formula("a norm", sure=True)
 def _of_a_norm(wrong):
     for dz, layer in wrong.downstream:
         yield from _of_a_layer(wrong, dz, layer)
@@ -177,58 +181,84 @@ def _of_a_norm(wrong):
 
 def _of_a_layer(wrong, dz, layer):
     # A norm's gradient has three paths: the direct one, the mean's and the variance's. What the
-    # last two contribute is, slice by slice, a constant and a multiple of the centred input.
+    # last two take off is, slice by slice, a constant and a multiple of the centred input.
     hand, true, x = wrong.hand, wrong.true, wrong.value
     if hand.shape != true.shape or x.shape != true.shape or true.ndim < 1:
         return
-    error, little = hand - true, 1e3 * wrong.digits()
     for axes in dict.fromkeys([(true.ndim - 1,), tuple(range(true.ndim - 1)), (0,)]):
         n = int(np.prod([x.shape[a] for a in axes], dtype=int))
         if n < 3:
             continue
-        mean = lambda a, axes=axes: a.mean(axis=axes, keepdims=True)  # noqa: E731
-        scale = np.abs(true).max()
-        centred, has_mean = x - mean(x), np.abs(mean(true)).max() < little * scale
-        u = centred if has_mean else x
-        power = mean(u * u)
-        if not power.all() or np.abs(mean(true * u)).max() > 1e-2 * scale * np.sqrt(power.max()):
-            continue  # not a norm over these axes: its gradient is not at right angles to u
-        constant = mean(error) if has_mean else 0 * mean(error)
-        along = u * (mean(error * u) / power)
-        if not wrong.close(true + constant + along, hand):
+        mean = partial(np.mean, axis=axes, keepdims=True)
+        u = x - mean(x)
+        has_mean = np.abs(mean(true)).max() < 1e3 * wrong.digits() * np.abs(true).max()
+        u = u if has_mean else x
+        missing = _split(hand - true, u, mean)
+        if not wrong.close(true + sum(missing), hand):
             continue
         # The direct path is the slope with both fixed, dz times u's own factor, which the value
-        # tells: the layer less itself at u = 0. From it follows what each path contributes.
+        # tells: the layer less itself at u = 0. The two others are what is then left of the truth.
         # (A layer that divides by a length has no value at 0: take it for 0.)
         value = layer(x) - np.nan_to_num(layer(x - u))
-        direct = dz * np.divide(value, u, out=np.zeros_like(u), where=u != 0)
-        mistakes = []
-        if np.abs(constant).max() > little * scale:
-            mistakes.append(_path("mean", constant, mean(direct), n))
-        if np.abs(along).max() > little * scale:
-            path = "variance" if has_mean else "length"
-            mistakes.append(_path(path, along, u * mean(direct * u) / power, n))
-        yield Alternative(tuple(dict.fromkeys(mistakes)), hand)
+        factor = np.divide(value, u, out=np.zeros_like(u), where=u != 0)
+        whole = _split(dz * factor - true, u, mean)
+        if not wrong.close(dz * factor - sum(whole), true):
+            continue  # no norm over these axes
+        little = 10 * wrong.digits() * np.abs(true).max()
+        mistakes = _of_paths(missing, whole, has_mean, mean(np.abs(factor)), u, n, little)
+        if mistakes and None not in mistakes:
+            yield Alternative(tuple(dict.fromkeys(mistakes)), hand)
 
 
-def _path(name, missing, whole, n):
-    # The share of a path's contribution that is missing says what was done to it.
+def _split(error, u, mean):
+    # In every slice a constant and a multiple of u, of the least squares; it need not be at right
+    # angles to the constant.
+    power, tilt = mean(u * u), mean(u)
+    power = np.where(power > 0, power, 1.0)
+    rest = np.maximum(1 - tilt**2 / power, 1e-30)
+    constant = (mean(error) - tilt * mean(error * u) / power) / rest
+    return np.broadcast_to(constant, u.shape), u * ((mean(error * u) - tilt * constant) / power)
+
+
+def _of_paths(missing, whole, has_mean, factor, u, n, little):
+    # what the shares of the two paths that are missing say; None is a share that says nothing
+    (constant, along), (all_constant, all_along) = missing, whole
+    mistakes = []
+    if np.abs(constant).max() > little:
+        if has_mean:
+            mistakes.append(_path("mean", constant, all_constant, factor, n))
+        else:
+            words = "a mean is taken off, though nothing is centred here"
+            return [Mistake("mean path", words)]
+    if np.abs(along).max() > little:
+        path = "variance" if has_mean else "length"
+        of_u = [np.divide(a, u, out=np.zeros_like(u), where=u != 0) for a in (along, all_along)]
+        mistakes.append(_path(path, *of_u, factor, n))
+    return mistakes
+
+
+def _path(name, missing, whole, factor, n):
+    # The share of a path that is missing says what was done to it.
     square = (whole * whole).sum()
-    share = (missing * whole).sum() / square if square > 0 else 1.0
+    share = (missing * whole).sum() / square if square > 0 else 0.0
     if np.abs(missing - share * whole).max() > 1e-2 * np.abs(missing).max():
-        words = "a norm's sums run over other axes: it is more, or less, in every slice"
-        return Mistake("axis", words)
+        # no share: it may be the same in all slices, but for their own factors
+        sums = [(whole - missing) / factor**p for p in (1, 2, 3)]
+        if np.size(factor) > 2 and any(np.ptp(s) < 0.02 * np.abs(s).max() for s in sums):
+            words = "the sums of a norm's paths run over other axes too: all slices have the same"
+            return Mistake("axis", words)
+        return None
     if name == "variance" and abs(share + 1 / (n - 1)) < 1e-3 / n:
         words = f"n - 1 stands for n = {n} in the variance path (Bessel's correction)"
         return Mistake("Bessel", words)
-    if abs(share - 1) < 1e-2:
+    if abs(share - 1) < 1e-4:
         words = f"the {name} path is left out: the {name} moves with every entry"
     else:
         words = f"the {name} path counts {1 - share:.3g} times"
     return Mistake(f"{name} path", words)
 
 
-@_formula("digits of float32")
+@_formula("digits of float32", sure=True)
 def _of_float32(wrong):
     # Roundings of single precision: small beside each entry, up in some and down in others.
     hand, true = wrong.hand, wrong.true

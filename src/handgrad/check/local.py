@@ -110,11 +110,18 @@ def letters_of(params, left, right):
     return tuple(of_l), tuple(of_r), (*(of_l[i] for i in batch_l), *free)
 
 
-def product_pull(params, d, operands, side):
-    """The cotangent of one operand of a matrix product, from the other one; d has rows."""
+def product_pull(params, d, operands, side, places=None):
+    """The cotangent of one operand of a matrix product, from the other one; d has rows.
+
+    Where places are given, only these along the operand's first axis.
+    """
     left, right, out = letters_of(params, *map(np.ndim, operands))
     of, other = (left, right) if side == 0 else (right, left)
-    return contract(d, ("row", *out), operands[1 - side], other, ("row", *of))
+    out, x = ("row", *out), operands[1 - side]
+    if places is not None:
+        d = np.take(d, places, out.index(of[0])) if of[0] in out else d
+        x = np.take(x, places, other.index(of[0])) if of[0] in other else x
+    return contract(d, out, x, other, ("row", *of))
 
 
 def _product(params, x, y):

@@ -13,10 +13,17 @@ import numpy as np
 
 
 class Mistake(NamedTuple):
-    """A classic mistake: its name, and the sentence that says how to mend it."""
+    """A classic mistake: its name, and the sentence that says how to mend it.
+
+    It is sure unless another one may well be behind it.
+    """
 
     name: str
     words: str
+    sure: bool = True
+
+
+SIGN = Mistake("sign", "its sign is flipped")
 
 
 class Alternative(NamedTuple):
@@ -69,10 +76,14 @@ class Hypothesis(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """What was done: ways to make the array, tuples of Mistakes; and what could not be tried."""
+    """What was done: ways to make the array, tuples of Mistakes; and what could not be tried.
+
+    It is sure where no other way need be looked for.
+    """
 
     made: tuple = ()
     untried: tuple = ()
+    sure: bool = False
 
 
 def diagnose(wrong, hypotheses):
@@ -149,42 +160,48 @@ def _famous(wrong, plain):
 
 
 def _named(c, wrong):
-    sign = [Mistake("sign", "its sign is flipped")] if c < 0 else []
+    sign = [SIGN] if c < 0 else []
     size = abs(c)
     if abs(size - 1) <= 1e-6:
         return tuple(sign)
-    reasons = list(itertools.islice(_reasons(size, wrong), 3))
+    reasons = dict(itertools.islice(_reasons(size, wrong), 3))
     number = f"1/{1 / size:.4g}" if reasons and size < 1 else f"{size:.4g}"
     why = ": " + ", or ".join(reasons) if reasons else ""
-    return *sign, Mistake("factor", f"off by the constant factor {number}{why}")
+    words = f"off by the constant factor {number}{why}"
+    return *sign, Mistake("factor", words, sure=any(reasons.values()))
 
 
 def _reasons(size, wrong):
-    # what a factor may stand for
+    # what a factor may stand for, and whether that is more than chance
     def is_(number):
         return abs(size - number) <= 1e-6 * number
 
     if is_(2):
-        yield "a factor 1/2 is missing"
+        yield "a factor 1/2 is missing", True
     if is_(1 / 2):
-        yield "a factor 2 is missing"
+        yield "a factor 2 is missing", True
     for n in sorted(set(wrong.counts)):
-        if is_(n):
-            yield f"the 1/N of a mean is missing, N = {n}"
-        if is_(1 / n):
-            yield f"the mean over N = {n} was taken twice"
+        if any(abs(c - k) <= 1e-6 * k for c in wrong.constants for k in (n, 1 / n)):
+            if is_(n):
+                yield f"the 1/N of a mean is missing, N = {n}", True
+            if is_(1 / n):
+                yield f"the mean over N = {n} was taken twice", True
+        elif is_(n):
+            yield f"{n} is a size here, though nothing is divided by it", False
+        elif is_(1 / n):
+            yield f"divided by {n}, a size here, by which nothing else is", False
         if n > 2 and is_(n / (n - 1)):
-            yield f"n - 1 stands for n = {n} (Bessel's correction)"
+            yield f"n - 1 stands for n = {n} (Bessel's correction)", True
         if n > 2 and is_((n - 1) / n):
-            yield f"n = {n} stands for n - 1 (Bessel's correction)"
+            yield f"n = {n} stands for n - 1 (Bessel's correction)", True
     for n in sorted(set(wrong.counts) - {2, 4}):
         if is_(n**0.5):
-            yield f"a 1/sqrt(d) is missing, d = {n}"
+            yield f"a 1/sqrt(d) is missing, d = {n}", True
         if is_(n**-0.5):
-            yield f"a 1/sqrt(d) was taken twice, d = {n}"
+            yield f"a 1/sqrt(d) was taken twice, d = {n}", True
     for c in sorted(wrong.constants):
         if not {c, 1 / c} & {1.0, 2.0, *map(float, wrong.counts)} and (is_(c) or is_(1 / c)):
-            yield f"the program's constant {c:.4g} is forgotten, or counts twice"
+            yield f"the program's constant {c:.4g} is forgotten, or counts twice", True
 
 
 def _rearranged(value, wrong):

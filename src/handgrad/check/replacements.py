@@ -46,27 +46,27 @@ class Point(NamedTuple):
 
 def simple(tape, right):
     """The Variants in which a path or the slope of an operation or a region is another one."""
-    for site, nodes in sites(tape, right):
-        yield from _of_site(tape, right, site, nodes)
-        for n in nodes if 1 < len(nodes) <= FEW else ():
-            for variant in _of_site(tape, right, site, [n]):
-                yield variant._replace(rank=variant.rank + 1)
-    yield from over_more_axes(tape, right)
+    yield from _of_sites(tape, right, of_path, of_slope, of_product)
     yield from bypassed(tape, right)
     yield from of_regions(tape, right)
-    yield from once_more(tape, right)
     yield from overwritten(tape, right)
     yield from permuted(tape, right)
 
 
-def _of_site(tape, right, site, nodes):
-    for i in _paths(tape, nodes):
-        yield from of_path(tape, site, nodes, i)
-        yield from of_slope(tape, right, site, nodes, i)
-        yield from of_axes(tape, site, nodes, i)
-        if tape.nodes[nodes[0]].op.name == "dot_general":
-            yield from of_product(tape, site, nodes, i)
-    yield from of_operation(tape, site, nodes)
+def rarer(tape, right):
+    """The Variants that stop short along an axis, sum along others, or apply a slope twice."""
+    yield from _of_sites(tape, right, of_axes)
+    yield from over_more_axes(tape, right)
+    yield from once_more(tape, right)
+
+
+def _of_sites(tape, right, *families):
+    for site, nodes in sites(tape, right):
+        for family in families:
+            yield from family(tape, right, site, nodes)
+            for n in nodes if 1 < len(nodes) <= FEW else ():
+                for variant in family(tape, right, site, [n]):
+                    yield variant._replace(rank=variant.rank + 1)
 
 
 FEW = 4  # times that a site may run for each of them to be tried alone
@@ -106,8 +106,13 @@ def _replacing(i, new):
 # Paths
 
 
-def of_path(tape, site, nodes, i):
+def of_path(tape, right, site, nodes):
     """Nothing is sent back along a path, or with the wrong sign."""
+    for i in _paths(tape, nodes):
+        yield from _of_path(tape, site, nodes, i)
+
+
+def _of_path(tape, site, nodes, i):
     names, words = _of_kind(tape, nodes, i)
     drop = _replacing(i, lambda tape, node, ds, b: None)
     yield Variant(names, words, site, _on(nodes, drop), free=True)
@@ -160,8 +165,13 @@ def _ahead(tape, n):
     return names
 
 
-def of_axes(tape, site, nodes, i):
+def of_axes(tape, right, site, nodes):
     """Of an axis that is summed on the way back, one place alone counts, or one is left out."""
+    for i in _paths(tape, nodes):
+        yield from _of_axes(site, tape, nodes, i)
+
+
+def _of_axes(site, tape, nodes, i):
     node = tape.nodes[nodes[0]]
     shape = np.shape(tape.results(node)[0])
     for axis in _summed(tape, node, i):
@@ -276,8 +286,13 @@ def slopes_known(node):
 # Slopes
 
 
-def of_slope(tape, right, site, nodes, i):
+def of_slope(tape, right, site, nodes):
     """Another slope stands for the right one of an operation element by element."""
+    for i in _paths(tape, nodes):
+        yield from _of_slope(tape, right, site, nodes, i)
+
+
+def _of_slope(tape, right, site, nodes, i):
     node = tape.nodes[nodes[0]]
     if node.op.name in _TRIVIAL or slopes(node.op, tape.operands(node), tape.results(node)) is None:
         return
@@ -388,8 +403,15 @@ _FACTORS = {
 # Operations with rules of their own
 
 
-def of_product(tape, site, nodes, i):
+def of_product(tape, right, site, nodes):
     """A factor of a matrix product, or what is sent to one, is not transposed."""
+    if tape.nodes[nodes[0]].op.name == "dot_general":
+        for i in _paths(tape, nodes):
+            yield from _of_product(tape, site, nodes, i)
+    yield from of_operation(tape, site, nodes)
+
+
+def _of_product(tape, site, nodes, i):
     operands = tape.operands(tape.nodes[nodes[0]])
     square = [np.ndim(x) > 1 and x.shape[-1] == x.shape[-2] for x in operands]
     if square[1 - i]:
@@ -411,7 +433,12 @@ def of_product(tape, site, nodes, i):
         words = "what arrives is transposed, or should be"
         yield Variant(("transposed",), words, site, _on(nodes, _replacing(i, from_turned)))
     if square[i]:
-        turned = _replacing(i, lambda tape, node, ds, b: np.swapaxes(b, -1, -2))
+
+        def new(tape, node, ds, b):
+            back = pull(node.op, tape.operands(node), tape.results(node), ds)[i]
+            return np.swapaxes(back, -1, -2)
+
+        turned = _replacing(i, new)
         yield Variant(("transposed",), "what is sent back is transposed", site, _on(nodes, turned))
 
 
@@ -470,7 +497,11 @@ def of_operation(tape, site, nodes):
     if len(both) == 2:
         operands = tape.operands(node)
         if np.shape(operands[both[0]]) == np.shape(operands[both[1]]):
-            crossed = _on(nodes, lambda t, n, d, b: b[::-1])
+
+            def exchanged(tape, node, ds, back):
+                return pull(node.op, tape.operands(node), tape.results(node), ds)[::-1]
+
+            crossed = _on(nodes, exchanged)
             yield Variant(("exchanged",), "the two cotangents are exchanged", site, crossed)
 
 
@@ -535,9 +566,9 @@ def shares(o):
     for axis in range(np.ndim(o)):
         for log in (False, True):
             parts = np.exp(np.minimum(o, 1.0)) if log else o
-            if o.shape[axis] > 1 and (parts >= 0).all():
-                if np.abs(parts.sum(axis=axis) - 1).max() < 1e-9:
-                    yield axis, log
+            total = parts.sum(axis=axis)
+            if o.shape[axis] > 1 and (parts >= 0).all() and np.abs(total - 1).max() < 1e-9:
+                yield axis, log
 
 
 def _of_softmax(o):
@@ -677,7 +708,9 @@ def overwritten(tape, right):
                         gone.setdefault(n, []).append(i)
                 hits = {n: partial(_without, gone=which) for n, which in gone.items()}
                 site = tape.nodes[kept[0]].site
-                yield Variant(("overwritten",), f"the {words} use alone counts", site, hits)
+                yield Variant(
+                    ("overwritten", "branch"), f"the {words} use alone counts", site, hits
+                )
 
 
 def _without(tape, node, ds, back, gone):
@@ -739,7 +772,7 @@ def _masked(tape, node, ds, back, mask):
 def permuted(tape, right):
     """The parts of a value that was split, such as a recurrent cell's gates, in another order."""
     grouped = {}
-    for v, uses in tape.uses.items():
+    for uses in tape.uses.values():
         parts = [n for n, i in uses if _is_live(tape, right, n) and i == 0]
         parts = [n for n in parts if tape.nodes[n].op.name in _SELECTIONS]
         shapes = {np.shape(tape.results(tape.nodes[n])[0]) for n in parts}
@@ -801,6 +834,34 @@ def elsewhere(tape, right):
                 hits = {n: partial(_reading, j=None, u=tape.values[u]) for n, u in other.items()}
                 words = "another array stands for its value"
                 yield Variant(("residual", "operand"), words, site, hits, rank=3)
+
+
+def crossed(tape, right):
+    """The Variants in which two operations of one kind read each other's operand."""
+    alike = {}
+    for site, nodes in sites(tape, right):
+        node = tape.nodes[nodes[0]]
+        for j in range(2) if node.op.name in ("mul", "dot_general") else ():
+            if tape.active[node.operands[1 - j]]:
+                kind = node.op.name, np.shape(tape.operands(node)[j]), len(nodes)
+                alike.setdefault(kind, []).append((site, nodes, j))
+    for several in alike.values():
+        for (site, nodes, j), (other, its, k) in itertools.combinations(several[:10], 2):
+            mine = [tape.nodes[n].operands[j] for n in nodes]
+            theirs = [tape.nodes[n].operands[k] for n in its]
+            if site == other or mine == theirs:
+                continue
+            hits = {
+                n: partial(_reading, j=j, u=tape.values[v])
+                for n, v in zip(nodes, theirs, strict=True)
+            }
+            hits |= {
+                n: partial(_reading, j=k, u=tape.values[v]) for n, v in zip(its, mine, strict=True)
+            }
+            names = ("exchanged", "operand", "residual")
+            yield Variant(
+                names, "this and another operation read each other's array", site, hits, rank=4
+            )
 
 
 def rerouted(tape, right):

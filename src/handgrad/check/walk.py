@@ -9,10 +9,10 @@ Derivation: notebooks/32_checker.ipynb
 
 import numpy as np
 
-from handgrad.check.local import Part, pull
+from handgrad.check.local import Part, product_pull, pull
 
 
-def backward(tape, values=None, replaced=(), across=()):
+def backward(tape, values=None, replaced=None, across=None):
     """The right cotangents: for each value an array, or None where nothing is sent back.
 
     values stands for those of the tape (a forward pass with something changed), and replaced maps
@@ -20,6 +20,7 @@ def backward(tape, values=None, replaced=(), across=()):
     arrives there goes to the value x at once.
     """
     values = tape.values if values is None else values
+    replaced, across = replaced or {}, across or {}
     sent = _Sent(tape, values)
     sent.add(tape.output, np.ones((1,)))
     for n in reversed(range(len(tape.nodes))):
@@ -32,7 +33,7 @@ def backward(tape, values=None, replaced=(), across=()):
             x, rule = across[n]
             sent.add(x, rule(results[0], ds[0]))
             continue
-        rule = replaced[n] if n in replaced else None
+        rule = replaced.get(n)
         back = rule(operands, results, ds) if rule else right_pull(node, operands, results, ds)
         sent.send(node, back)
     return [None if d is None else d[0] for d in map(sent.of.get, range(len(values)))]
@@ -46,16 +47,19 @@ def right_pull(node, operands, results, ds):
     return back
 
 
-def differences(tape, right, variants, leaves):
+def differences(tape, right, variants, leaves, thin=None):
     """How far each variant moves the gradients: for each leaf an array of rows, or None.
 
     right are the cotangents of the right backward pass, leaves the numbers of the values whose
-    cotangents are judged. A variant has hits, {node: change}, where change(tape, node, ds, back)
-    gives the cotangents of the node's operands, from those of its results and the right ones; and
+    cotangents are judged; of those in thin, {leaf: places}, only these places along the first axis.
+    A variant has hits, {node: change}, where change(tape, node, ds, back)
+    gives the cotangents of the node's operands, from those of its results and what the node would
+    send back; and
     it may have blocks, {node: (x, o, change, as_well)}: before the node, what arrives at o goes to
     x, changed, and nothing is left for what stands between unless it goes there as well.
     """
-    sent = _Sent(tape, tape.values)
+    thin = thin or {}
+    sent = _Sent(tape, tape.values, thin)
     met, blocked = {}, {}
     for row, variant in enumerate(variants):
         for n, change in variant.hits.items():
@@ -78,47 +82,110 @@ def differences(tape, right, variants, leaves):
             continue
         ds = [sent.of.get(v) for v in node.results]
         here = met.get(n, ())
-        operands, results = tape.operands(node), tape.results(node)
         if any(d is not None for d in ds):
-            back = pull(node.op, operands, results, ds)
+            back = _thin_pull(tape, node, ds, thin)
         else:
-            back = [None] * len(operands)
+            back = [None] * len(node.operands)
         if here:
-            back = _changed(tape, node, right, ds, back, here, len(variants))
+            back = _changed(tape, node, right, ds, back, here, len(variants), thin)
         sent.send(node, back)
+        for v in node.results:
+            sent.of.pop(v, None)
     return [sent.of.get(leaf) for leaf in leaves]
 
 
-def _changed(tape, node, right, ds, back, here, rows):
+def _changed(tape, node, right, ds, back, here, rows, thin):
     # The rows of the variants that are met here: what they send back, less what is right.
     base = [None if right[v] is None else right[v][None] for v in node.results]
     if all(d is None for d in base):
         return back
-    usual = whole(tape, node, right_pull(node, tape.operands(node), tape.results(node), base))
-    back = [
-        b.within(rows, np.shape(tape.values[v])) if isinstance(b, Part) else b
-        for b, v in zip(back, node.operands, strict=True)
-    ]
-    back = [None if b is None else np.array(b) for b in back]
+    usual = whole(tape, node, _thin_pull(tape, node, base, thin, right_pull))
+    back = [None if b is None else np.array(b) for b in whole(tape, node, back)]
+    linear = [b is not None for b in back]
     for row, change in here:
         total = [
             b if d is None else d[row : row + 1] + (0 if b is None else b)
             for b, d in zip(base, ds, strict=True)
         ]
-        mine = [
-            None if u is None else u + (0 if b is None else b[row : row + 1])
-            for u, b in zip(usual, back, strict=True)
-        ]
+        mine = [u + b[row] if some else u for u, b, some in zip(usual, back, linear, strict=True)]
         try:
             changed = change(tape, node, total, mine)
         except Exception:  # one that can't be made here is no reading, whatever it meets
             changed = [None if u is None else np.full_like(u, np.nan) for u in usual]
         for i, (new, old) in enumerate(zip(changed, usual, strict=True)):
-            if tape.active[node.operands[i]] and not (new is None and old is None):
+            v = node.operands[i]
+            if tape.active[v] and not (new is None and old is None):
+                if v in thin and new is not None and len(new[0]) > len(thin[v]):
+                    new = new[:, thin[v]]
+                d = (0 if new is None else new[0]) - (0 if old is None else old[0])
                 if back[i] is None:
-                    back[i] = np.zeros((rows, *np.shape(tape.values[node.operands[i]])))
-                back[i][row] = (0 if new is None else new[0]) - (0 if old is None else old[0])
+                    back[i] = np.zeros((rows, *np.shape(d)))
+                back[i][row] = d
     return back
+
+
+def most_at_once(tape, right, thin=()):
+    """How many numbers the cotangents of one variant hold at the most."""
+    held, now, most = set(), 0, 0
+    sizes = [0 if d is None or v in thin else d.size for v, d in enumerate(right)]
+    for node in reversed(tape.nodes):
+        new = [v for v in dict.fromkeys(node.operands) if sizes[v] and v not in held]
+        held.update(new)
+        now += sum(sizes[v] for v in new)
+        most = max(most, now)
+        now -= sum(sizes[v] for v in node.results if v in held)
+    return most
+
+
+def _thin_pull(tape, node, ds, thin, usual=None):
+    operands, results = tape.operands(node), tape.results(node)
+    if node.op.name == "dot_general" and thin.keys() & set(node.operands):
+        places = [thin.get(v) for v in node.operands]
+        return [
+            product_pull(node.op.params, ds[0], operands, k, places[k])
+            if tape.active[node.operands[k]]
+            else None
+            for k in (0, 1)
+        ]
+    if usual is not None:
+        return usual(node, operands, results, ds)
+    return pull(node.op, operands, results, ds)
+
+
+def merged(*several):
+    """Variants made at once, each a pair of one and how often its change counts; or None."""
+    hits, blocks, names, words = {}, {}, [], []
+    for variant, c in several:
+        for n, change in variant.hits.items():
+            hits.setdefault(n, []).append((change, c))
+        if blocks.keys() & variant.blocks.keys():
+            return None
+        blocks |= variant.blocks
+        own = ("sign",) if c == 2 else variant.names
+        names += [name for name in own if name not in names]
+        what = {1.0: " is left out", 2.0: " has the wrong sign", -1.0: " counts 2 times"}
+        free = variant.free and not variant.any
+        words.append((variant.site, variant.words + (what[c] if free else "")))
+
+    def all_of(changes):
+        def change(tape, node, ds, back):
+            total = list(back)
+            for one, c in changes:
+                new = one(tape, node, ds, back)
+                for i, (n, b) in enumerate(zip(new, back, strict=True)):
+                    if n is not b:
+                        moved = c * ((0 if n is None else n) - (0 if b is None else b))
+                        total[i] = (0 if total[i] is None else total[i]) + moved
+            return total
+
+        return change
+
+    hits = {n: all_of(changes) for n, changes in hits.items()}
+    rank = 3 + sum(variant.rank for variant, _ in several)
+    first = several[0][0]
+    return first._replace(
+        names=tuple(names), words=tuple(words), hits=hits, blocks=blocks, free=False, rank=rank
+    )
 
 
 def whole(tape, node, back):
@@ -132,8 +199,9 @@ def whole(tape, node, back):
 class _Sent:
     """The cotangents that were sent back so far, by the number of the value."""
 
-    def __init__(self, tape, values):
+    def __init__(self, tape, values, thin=()):
         self.tape, self.values, self.of, self._mine = tape, values, {}, set()
+        self.thin = thin
 
     def send(self, node, back):
         for v, d in zip(node.operands, back, strict=True):
@@ -147,7 +215,7 @@ class _Sent:
         if v not in self._mine:
             self._mine.add(v)
             rows = len(d.value if isinstance(d, Part) else d)
-            self.of[v] = np.array(self.of.get(v, np.zeros((rows, *np.shape(self.values[v])))))
+            self.of[v] = self._zeros(v, rows) if v not in self.of else np.array(self.of[v])
         if isinstance(d, Part):
             self.of[v][(slice(None), *d.index)] += d.value
         else:
@@ -157,7 +225,8 @@ class _Sent:
         return self.of[v][row] if v in self.of else 0.0
 
     def add_row(self, v, row, rows, d):
-        self._own(v, rows)[row] += d
+        thin = v in self.thin and np.ndim(d) and len(d) > len(self.thin[v])
+        self._own(v, rows)[row] += d[self.thin[v]] if thin else d
 
     def set_row(self, v, row, rows, d):
         self._own(v, rows)[row] = d
@@ -165,5 +234,9 @@ class _Sent:
     def _own(self, v, rows):
         if v not in self._mine:
             self._mine.add(v)
-            self.of[v] = np.array(self.of.get(v, np.zeros((rows, *np.shape(self.values[v])))))
+            self.of[v] = self._zeros(v, rows) if v not in self.of else np.array(self.of[v])
         return self.of[v]
+
+    def _zeros(self, v, rows):
+        shape = np.shape(self.values[v])
+        return np.zeros((rows, len(self.thin[v]), *shape[1:]) if v in self.thin else (rows, *shape))

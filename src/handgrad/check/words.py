@@ -18,6 +18,14 @@ def where(tape, site):
     return f"at `{expression}`" + (f" (line {line})" if line else "")
 
 
+def sentence(tape, parts, names):
+    """The sentence of a reading: pairs of a site and of what was done there, one after another."""
+    several = parts if isinstance(parts[0], tuple) else (parts,)
+    return "; and ".join(
+        words if site is None else f"{where(tape, site)}: {words}" for site, words in several
+    )
+
+
 def called(tape, v, names):
     """A value as the reader would call it: an argument's name, or what makes it."""
     for _ in range(20):
