@@ -1,8 +1,13 @@
 """Every test runs in float64, as the proofs do, and compiles nothing twice."""
 
 import os
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell
+from nbval.plugin import IPyNbCell
 
 # Shared by the workers and by the kernels of the notebooks; jax reads it when it is imported.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
@@ -14,3 +19,37 @@ if version("jax") < "0.11":
 import jax
 
 jax.config.update("jax_enable_x64", True)
+
+AGAIN = (
+    "a_section_may_be_run_again",
+    "a_cell_may_be_run_again_and_blames_no_other_gradient",
+    "right_answers_are_accepted_and_wrong_ones_refused",
+)
+
+
+class Again(IPyNbCell):
+    """A function of again.py, run in a notebook's kernel after the notebook's own cells."""
+
+    def __init__(self, name, parent):
+        code = f"""import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import again
+again.{name}(Path({str(parent.path)!r}))"""
+        options = defaultdict(bool, check=True)
+        super().__init__(name, parent, 0, new_code_cell(code), options)
+
+    def runtest(self):
+        cells = sum(cell.cell_type == "code" for cell in self.parent.nb.cells)
+        here = [item for item in self.session.items if item.parent is self.parent]
+        if sum(not isinstance(item, Again) for item in here) < cells:
+            pytest.skip("not all cells of its notebook are run")
+        super().runtest()
+
+
+def pytest_collection_modifyitems(items):
+    """Let each notebook's last cell be followed by what is run again."""
+    last = {item.parent: item for item in items if isinstance(item, IPyNbCell)}
+    for notebook, item in last.items():
+        where = items.index(item) + 1
+        items[where:where] = [Again.from_parent(notebook, name=name) for name in AGAIN]

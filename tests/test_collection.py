@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from kernel import prose
+from reading import prose
 
 import handgrad
 from handgrad import notebooks

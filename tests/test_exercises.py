@@ -6,7 +6,7 @@ import textwrap
 
 import nbformat
 import pytest
-from kernel import NOTEBOOKS, REGION
+from reading import NOTEBOOKS, REGION
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

@@ -141,18 +141,18 @@ def test_it_is_in_the_readme_s_table_proved_and_tested(copy):
         "cube and not paper",
         "--ignore=tests/test_topic.py",
         "-o",
-        "addopts=",
+        "addopts=--nbval --nbval-current-env",
     ]
-    passed = run("-m", "pytest", *options, "tests")
+    passed = run("-m", "pytest", *options, "tests", "notebooks/99_cube.ipynb")
     for test in (
-        "test_rules.py::test_the_rule_is_proved[cube]",
-        "test_rules.py::test_breaking_any_one_term_of_a_rule_is_noticed[cube]",
-        "test_rules.py::test_the_forward_pass_is_what_others_compute[cube]",
-        "test_collection.py::test_each_gradient_of_a_rule_has_its_equation[cube]",
-        "test_notebooks.py::test_right_answers_are_accepted_and_wrong_ones_refused[99_cube]",
-        "layers/test_cube.py::test_the_cube_is_odd",
+        "tests/test_rules.py::test_the_rule_is_proved[cube]",
+        "tests/test_rules.py::test_breaking_any_one_term_of_a_rule_is_noticed[cube]",
+        "tests/test_rules.py::test_the_forward_pass_is_what_others_compute[cube]",
+        "tests/test_collection.py::test_each_gradient_of_a_rule_has_its_equation[cube]",
+        "notebooks/99_cube.ipynb::right_answers_are_accepted_and_wrong_ones_refused",
+        "tests/layers/test_cube.py::test_the_cube_is_odd",
     ):
-        assert f"PASSED tests/{test}" in passed, passed
+        assert f"PASSED {test}" in passed, passed
 
 
 def test_the_notebook_before_leads_to_it_and_the_contents_list_it(copy):
