@@ -1,27 +1,195 @@
-"""What was done to a wrong gradient: one hypothesis that fails costs its own answer only."""
+"""What was done to a wrong gradient: the names, no wrong ones, and what could not be tried."""
+
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handgrad.check import GradientMismatch, check_gradient, check_rule, variants
+from handgrad.check import (
+    GradientMismatch,
+    check_gradient,
+    check_rule,
+    check_steps,
+    explain,
+    tap,
+    variants,
+)
 
 rng = np.random.default_rng(21)
+X, A, S, V = (rng.normal(size=size) for size in ((5, 4), (4, 3), (4, 4), 5))
+LABELS, LENGTHS = np.array([0, 2, 1, 2, 2]), np.array([2, 1, 4, 3, 2])
 
 
 def said(check, *operands, **steps):
-    """What a check says of wrong gradients: the verdicts by name."""
+    """What a check says of wrong gradients: the wrong verdicts by name."""
     with pytest.raises(GradientMismatch) as mismatch:
         check(*operands, **steps)
     return {verdict.name: verdict for verdict in mismatch.value.report if not verdict.right}
 
 
-def names(check, *operands, **steps):
-    return {name: verdict.mistakes for name, verdict in said(check, *operands, **steps).items()}
+def of_rule(f, bwd, *args):
+    """What check_rule says of a rule that keeps its arguments as residuals."""
+    return said(check_rule, f, lambda *args: (f(*args), args), bwd, *args)
 
 
 def cubes(x):
     return (x**3).sum()
+
+
+def entropy(z):
+    return -jax.nn.log_softmax(z)[np.arange(5), LABELS].mean()
+
+
+def of_labels(y):
+    return (jax.nn.softmax(X) - jax.nn.one_hot(y, 4)) / 5
+
+
+def masked(x):
+    return (jnp.where(jnp.arange(4) < LENGTHS[:, None], x, -9.0) ** 2).sum()
+
+
+def of_lengths(lengths):
+    return np.where(np.arange(4) < lengths[:, None], 2 * X, 0)
+
+
+def picked(table):
+    return (table[LABELS] * X).sum()
+
+
+MEANS = np.stack([*(X[i == LABELS].mean(0) for i in range(3)), np.zeros(4)])
+
+
+def ridge(A):
+    return ((X @ A) ** 2).mean() + 0.3 * (A**2).sum()
+
+
+def error(w):
+    return ((X @ w - V) ** 2).mean()
+
+
+def bilinear(S):
+    return X[0] @ S @ X[1]
+
+
+FIT, OUTER = 2 * X.T @ X @ A / 15, np.outer(X[0], X[1])
+
+# the loss, the wrong gradient, the argument, a name, and words of the sentence
+NAMED = {
+    "never written": (cubes, 0 * X, X, "zeros", "never written"),
+    "a row too far": (cubes, np.roll(3 * X**2, 1, 0), X, "shifted", r"\+1 along axis 0"),
+    "no decay": (ridge, FIT, A, "decay", "-0.6 times A itself: is its decay missing"),
+    "decay twice": (ridge, FIT + 1.2 * A, A, "decay", "0.6 times A itself: .* counted twice"),
+    "N of data closed over": (error, 2 * X.T @ (X @ S[0] - V), S[0], "factor", "missing, N = 5"),
+    "a size by chance": (cubes, 12 * X**2, X, "factor", "though nothing is divided by it"),
+    "taken as symmetric": (bilinear, OUTER + OUTER.T, S, "symmetric", "counts by itself"),
+    "labels closed over": (entropy, of_labels(LABELS + 1), X, "label", "they count from 0"),
+    "one label for all": (entropy, of_labels(0 * LABELS), X, "label", "of the first stands for"),
+    "mask too long": (masked, of_lengths(LENGTHS + 1), X, "masked", "one place too far"),
+    "no mask": (masked, 2 * X, X, "masked", "must be 0|the mask is left out"),
+    "means of rows": (picked, MEANS, S, "duplicates", "divided by the number of its uses"),
+}
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_a_gradient_is_named(what):
+    f, hand, x, name, words = NAMED[what]
+    ((_, verdict),) = said(check_gradient, hand, f, x).items()
+    assert name in verdict.mistakes and re.search(words, verdict.words), verdict
+
+
+def attention(q, k):
+    return jax.nn.softmax(q @ k.T / np.sqrt(16))
+
+
+def test_exchanged_gradients_and_the_constant_of_a_product_are_named():
+    q, k = rng.normal(size=(3, 16)), rng.normal(size=(3, 16))
+    right = lambda args, dz: jax.vjp(attention, *args)[1](dz)  # noqa: E731
+    found = of_rule(attention, lambda args, dz: right(args, dz)[::-1], q, k)
+    assert [v.words for v in found.values()] == ["dk and dq are exchanged"] * 2
+    found = of_rule(attention, lambda args, dz: (right(args, dz)[0], 4 * right(args, dz)[1]), q, k)
+    assert "a 1/sqrt(d) is missing, d = 16" in found["dk"].words
+    product = lambda a, b: a @ b  # noqa: E731
+    found = of_rule(product, lambda args, dz: (args[0].T @ dz, dz @ args[1].T), X, A)
+    assert found["da"].words == "expected shape (5, 4); da and db are exchanged"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("paths", "over", "name"),
+    [("m", -1, "variance path"), ("v", -1, "mean path"), ("mv", None, "axis"), ("mv", -1, "")],
+)
+def test_the_paths_of_a_norm_are_told_apart(dtype, paths, over, name):
+    def parts(x):
+        scale = 1 / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return (x - x.mean(-1, keepdims=True)) * scale, scale
+
+    def bwd(args, dz):
+        u, scale = parts(*args)
+        mean = lambda a: a.mean(over, keepdims=True)  # noqa: E731
+        return (scale * (dz - ("m" in paths) * mean(dz) - ("v" in paths) * u * mean(dz * u)),)
+
+    f, x = lambda x: parts(x)[0], jnp.asarray(X, dtype)
+    if name:
+        assert of_rule(f, bwd, x)["dx"].mistakes == (name,)
+    else:
+        check_rule(f, lambda *args: (f(*args), args), bwd, x)
+
+
+def test_what_is_no_classic_mistake_gets_no_name():
+    wrong = 3 * X**2
+    wrong[1, :2] += [1.0, -1.0]  # two neighbours, and no label in sight
+    assert said(check_gradient, wrong, cubes, X)["dx"].mistakes == ()
+
+    def smoothed(z):
+        r = jax.nn.log_softmax(z)
+        return -(0.9 * r[:, 7] + 0.1 * r.mean(1)).sum()
+
+    z = rng.normal(size=(2, 4000))
+    target = np.full(z.shape, 0.1 / 3999)
+    target[:, 7] = 0.9  # spread over the other classes: as close as float32, and not rounded
+    found = said(check_gradient, jax.nn.softmax(z) - target, smoothed, z)
+    assert "float32" not in found["dz"].mistakes
+
+
+def chain(x):
+    return (tap("c", jnp.exp(tap("b", jnp.sin(tap("a", 2 * x))))) ** 2).sum()
+
+
+def test_only_what_comes_after_a_step_is_its_upstream():
+    a = 2 * V
+    dc = 2 * np.exp(np.sin(a))
+    db = dc * np.exp(np.sin(a))
+    da = db * np.cos(a) + 1
+    found = said(check_steps, chain, at=(V,), dc=dc, db=da, da=da, dx=2 * da)
+    assert "local factor" not in found["db"].mistakes  # it is da, and da comes before it
+    assert "upstream db, passed through" in found["da"].words
+
+
+def test_the_true_gradient_is_right_though_not_from_the_reader_s_own():
+    def loss(A):
+        return (tap("z", X @ A) ** 2).sum() / 10
+
+    z = X @ A
+    found = said(check_steps, loss, at=(A,), dz=z, dA=X.T @ z / 5)
+    assert list(found) == ["dz"]
+    with pytest.raises(
+        GradientMismatch, match=r"dA .*\)  is the true gradient, .* not from your dz"
+    ):
+        check_steps(loss, at=(A,), dz=z, dA=X.T @ z / 5)
+
+
+def test_a_tap_of_one_row_leaves_the_examples_in_sight():
+    def loss(W, h):
+        z = tap("z", X @ W.T + tap("s", 2 * h))
+        return (tap("a", jnp.tanh(z)) * da).sum()
+
+    h, da = rng.normal(size=(1, 3)), rng.normal(size=(5, 3))
+    dz = da * (1 - np.tanh(X @ A + 2 * h) ** 2)
+    d = {"da": da, "dz": dz, "ds": dz.sum(0, keepdims=True), "dW": np.outer(dz[4], X[4])}
+    found = said(check_steps, loss, at=(A.T, h), **d)
+    assert list(found) == ["dW"] and "example 4 alone" in found["dW"].words
 
 
 @pytest.mark.parametrize("kind", range(len(variants.KINDS)))
@@ -33,32 +201,48 @@ def test_a_kind_of_variants_that_fails_costs_its_own_answer_only(kind, monkeypat
     broken = list(variants.KINDS)
     broken[kind] = broken[kind]._replace(alternatives=fails)
     monkeypatch.setattr(variants, "KINDS", broken)
-    x = rng.normal(size=4)
-    assert names(check_gradient, 7 + np.arange(4), cubes, x) == {"dx": ("duplicates",)}
-    assert names(check_gradient, -3 * x**2, cubes, x) == {"dx": ("sign",)}
+    x = X[0]
+    found = said(check_gradient, 7 + np.arange(4), cubes, x)["dx"]
+    assert found.mistakes == ("duplicates",)
+    assert said(check_gradient, -3 * x**2, cubes, x)["dx"].mistakes == ("sign",)
     words = said(check_gradient, 3 * x**2 + np.arange(4), cubes, x)["dx"].words
     assert words.startswith("no known mistake; the largest error sits at [3]: ")
     assert words.endswith(f"(not tried: {broken[kind].what})")
 
 
+def test_what_can_t_be_looked_into_is_named_from_the_arrays_alone(monkeypatch):
+    def fails(*operands):
+        raise RuntimeError
+
+    monkeypatch.setattr(variants.Suspects, "evidence", fails)
+    monkeypatch.setattr(variants, "Program", fails)
+    monkeypatch.setattr(explain, "search", fails)
+    assert said(check_gradient, -3 * X**2, cubes, X)["dx"].mistakes == ("sign",)
+    words = said(check_gradient, 3 * X**2 + X**3, cubes, X)["dx"].words
+    assert "no known mistake" in words and "(not tried: " in words
+
+
 def test_what_ended_the_search_once_is_searched_around():
-    x = rng.normal(size=(9, 9, 4))
-    W, b = rng.normal(size=(5, 4)), rng.normal(size=5)
+    x, W, b = rng.normal(size=(9, 9, 4)), rng.normal(size=(5, 4)), rng.normal(size=5)
 
     def linear(x, W, b):
         return x @ W.T + b
 
-    def of_81_examples(residuals, dz):
-        x, W = residuals
+    def of_81_examples(args, dz):
+        x, W, _ = args
         return dz @ W, np.tensordot(dz[-1], x[-1], ((0,), (0,))), dz.sum((0, 1))
 
-    verdicts = said(
-        check_rule, linear, lambda x, W, b: (linear(x, W, b), (x, W)), of_81_examples, x, W, b
-    )
-    assert verdicts["dW"].mistakes[0] == "batch" and "example 8 alone" in verdicts["dW"].words
+    found = of_rule(linear, of_81_examples, x, W, b)["dW"]
+    assert found.mistakes[0] == "batch" and "example 8 alone" in found.words
 
     def loss(x, key):
         return (x * jax.random.normal(key, x.shape) ** 2).sum()
 
     wrong = -jax.grad(loss)(x, jax.random.key(0))
-    assert names(check_gradient, wrong, loss, x, jax.random.key(0)) == {"dx": ("sign",)}
+    assert said(check_gradient, wrong, loss, x, jax.random.key(0))["dx"].mistakes == ("sign",)
+
+
+def test_more_work_than_is_allowed_is_left_and_said(monkeypatch):
+    monkeypatch.setattr(variants, "WORK", 1)
+    found = said(check_gradient, of_labels(LABELS) + np.sin(X), entropy, X)["dz"]
+    assert found.mistakes == () and "(not tried: other labels, ids and masks" in found.words

@@ -15,6 +15,7 @@ from handgrad.check.match import search
 from handgrad.check.mistakes import SIGN, Alternative, Diagnosis, Hypothesis, Wrong, diagnose
 
 READINGS = 3  # that are told of one gradient
+SMALL = 2**15  # numbers in a program that is searched once more, behind a flipped sign
 
 
 class Finding(NamedTuple):
@@ -74,16 +75,23 @@ def explain(findings, suspects):
     diagnoses = {f.place: _diagnosis(f, findings, suspects) for f in wrong}
     told, untried = _together(diagnoses), ()
     if not {f.place for f in wrong} <= {place for t in told if t.sure for place in t.places}:
-        local, exhaustive = _in_an_operation(findings, suspects, bool(told))
+        try:
+            local, exhaustive = _in_an_operation(findings, suspects, bool(told))
+        except Exception:  # a program that can't be looked into
+            local, exhaustive = [], False
         told += local
-        untried = () if exhaustive else ("all that may be done in an operation",)
+        untried = () if exhaustive else ("some of what may be done in an operation",)
     # what explains more of the gradients is the likelier
     told.sort(key=lambda t: (-len(t.places), not t.sure))
     said = {}
     for f in wrong:
-        names, words = _chosen([t for t in told if f.place in t.places])
-        if names and np.size(f.hand) == 1 and names != (SIGN.name,) and f.hand.any():
-            words += " (one number alone may fit by accident)"
+        entries = _wrong_entries(f)
+        here = [t for t in told if f.place in t.places]
+        if entries == 1 < f.hand.size:  # a slip, not a mistake that was made in an operation
+            here = [t for t in here if not t.local or len(t.places) > 1]
+        names, words = _chosen(here)
+        if names and entries <= 2 and not _is_plain(names) and f.hand.any():
+            words += " (so few numbers may fit by accident)"
         untried_here = diagnoses[f.place].untried + untried
         if words:
             said[f.place] = names, words
@@ -92,11 +100,22 @@ def explain(findings, suspects):
     return said
 
 
+def _wrong_entries(finding):
+    if finding.hand.shape != finding.true.shape:
+        return finding.hand.size
+    return int(np.count_nonzero(finding.off(finding.hand, finding.true)))
+
+
+def _is_plain(names):
+    # what no accident does to a number
+    return set(names) <= {SIGN.name, "masked", "kink", "shape"}
+
+
 def _in_an_operation(findings, suspects, explained):
     # what the walk finds and, where nothing is known, what it finds behind a flipped sign
     found = search(suspects.total, suspects.at, findings)
     told = [Told(*reading[:3], local=True) for reading in found.readings]
-    if told or explained:
+    if told or explained or suspects.program().numbers() > SMALL:
         return told, found.exhaustive
     flipped = [f._replace(hand=-f.hand) if f.wrong else f for f in findings]
     again = search(suspects.total, suspects.at, flipped)
