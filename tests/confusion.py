@@ -199,7 +199,7 @@ def case(layer, args, hyper, seed):
         pull = jax.vjp(lambda *fs: layer.f(*put(args, which, fs), **hyper), *floats)[1]
         return pull(one * dz)
 
-    rounding = Rounding(None, reverse, cotangents, floats)
+    rounding = Rounding(None, reverse, jax.device_get(cotangents), floats)
     places = [suspects.of_argument(j) for j in range(len(which))]
     judges = {
         names[i]: Judge("right", place, rounding=rounding.from_(place)[0])
