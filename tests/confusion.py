@@ -2,10 +2,16 @@
 
 python tests/confusion.py prints two tables. In the first every mistake that the checker implements
 is planted in every layer where it makes sense: how often it was planted, and how often named. In
-the second are mistakes from bug reports and students' work, in layers that the checker never saw.
+the second are the mistakes of tests/mistakes/, which people have made, in layers that they wrote by
+hand. This one takes minutes; what was said of each is kept in tests/mistakes/told.tsv.
 """
 
-from collections import defaultdict
+import csv
+import itertools
+import re
+from collections import Counter, defaultdict
+from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,8 +22,9 @@ from handgrad.catalog import ROWS
 from handgrad.check.arrays import argument_names, float_arguments, once, put
 from handgrad.check.compare import Judge, compare_leaf
 from handgrad.check.explain import explained
+from handgrad.check.oracles import consult
 from handgrad.check.rounding import Rounding
-from handgrad.check.rule import prove, suspects_of
+from handgrad.check.rule import judged, suspects_of
 
 SEEDS = range(1)
 
@@ -521,137 +528,81 @@ def _shares(title, times, *counts):
     return f"{title:24}{times:6}" + "".join(f"{n / times:9.1%}" for n in counts)
 
 
-class Unseen(NamedTuple):
-    """A mistake that was not written down from the checker's list, in a layer of its own.
+class Told(NamedTuple):
+    """What the checker said of one realistic mistake: "named", "unnamed" or "misnamed", or why."""
 
-    bwd(args, dz) makes it; fits holds those of the checker's names that would describe it.
-    """
-
-    what: str
-    f: object
-    bwd: object
-    args: tuple
-    fits: tuple = ()
+    group: str
+    layer: str
+    mistake: str
+    size: str
+    kind: str
+    names: str
 
 
-def unseen():
-    """Mistakes that bug reports and students' work are full of."""
-    draw = np.random.default_rng(11).normal
-    x, W, A = draw(size=(3, 5)), draw(size=(4, 5)), draw(size=(4, 4)) + 3 * np.eye(4)
-
-    def scores(q, k):
-        return jax.nn.softmax(q @ k.T / np.sqrt(q.shape[-1]))
-
-    def exchanged(args, dz):
-        return jax.vjp(scores, *args)[1](dz)[::-1]
-
-    def silu(x):
-        return x * jax.nn.sigmoid(x)
-
-    def gate_alone(args, dz):
-        return (dz * jax.nn.sigmoid(args[0]),)
-
-    def gelu(x):
-        return jax.nn.gelu(x, approximate=False)
-
-    def of_tanh_form(args, dz):
-        return jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), *args)[1](dz)
-
-    def without_gamma(args, dz):
-        x, gamma, beta = args
-        _, dgamma, dbeta = jax.vjp(norm, x, gamma, beta)[1](dz)
-        return jax.vjp(norm, x, jnp.ones_like(gamma), beta)[1](dz)[0], dgamma, dbeta
-
-    def recurrent(x, R):
-        step = lambda h, x_t: (jnp.tanh(R @ h + x_t),) * 2  # noqa: E731
-        return jax.lax.scan(step, jnp.zeros_like(x[0]), x)[1]
-
-    def future_dropped(args, dz):
-        h = recurrent(*args)
-        da = dz * (1 - h**2)
-        return da, da[1:].T @ h[:-1]
-
-    def slope_forgotten(args, dz):
-        h, R = recurrent(*args), args[1]
-        da, above = [], jnp.zeros_like(dz[0])
-        for dh in dz[::-1]:
-            da.insert(0, dh + above)
-            above = R.T @ da[0]
-        return jnp.stack(da), jnp.stack(da)[1:].T @ h[:-1]
-
-    def untransposed(args, dz):
-        B = inverse(*args)
-        return (-B @ dz @ B,)
-
-    def quadratic(x, A):
-        return ((x @ A) * x).sum(axis=-1)
-
-    def as_if_symmetric(args, dz):
-        x, A = args
-        return 2 * dz[:, None] * (x @ A), (dz[:, None] * x).T @ x
-
-    def unit(x):
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    def without_projection(args, dz):
-        return (dz / jnp.linalg.norm(args[0], axis=-1, keepdims=True),)
-
-    def dropped(x, keep):
-        return jnp.where(keep, x / 0.7, 0.0)
-
-    def mask_forgotten(args, dz):
-        return dz / 0.7, None
-
-    def log_loss(z, y):
-        return -jnp.where(y, jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z))
-
-    def slope_once_more(args, dl):
-        z, y = args
-        p = jax.nn.sigmoid(z)
-        return dl * (p - y) * p * (1 - p), None
-
-    def decayed(x, W):
-        return ((x @ W.T) ** 2).sum(axis=-1) + 0.1 * (W**2).sum()
-
-    def decay_forgotten(args, dl):
-        x, W = args
-        dz = 2 * (x @ W.T) * dl[:, None]
-        return dz @ W, dz.T @ x
-
-    gamma, beta = 1 + np.abs(draw(size=5)), draw(size=5)
-    steps, R = draw(size=(6, 4)), draw(size=(4, 4)) / 2
-    rows, inverse, apart = draw(size=(3, 4)), jnp.linalg.inv, ("branch", "diagonal")
-    keep, y = draw(size=(3, 5)) > -0.5, draw(size=(3, 5)) > 0
-    return [
-        Unseen("attention's dq and dk exchanged", scores, exchanged, (x, draw(size=(3, 5)))),
-        Unseen("silu: sigmoid's path left out", silu, gate_alone, (x,), ("branch",)),
-        Unseen("gelu: the slope of its tanh form", gelu, of_tanh_form, (x,)),
-        Unseen("layer norm: gamma forgotten in dx", norm, without_gamma, (x, gamma, beta)),
-        Unseen("recurrent: the future's dh dropped", recurrent, future_dropped, (steps, R), apart),
-        Unseen("recurrent: tanh's slope forgotten", recurrent, slope_forgotten, (steps, R)),
-        Unseen("inverse: factors not transposed", inverse, untransposed, (A,), ("transposed",)),
-        Unseen("quadratic form: A taken as symmetric", quadratic, as_if_symmetric, (rows, A)),
-        Unseen("unit length: projection forgotten", unit, without_projection, (x,), ("branch",)),
-        Unseen("dropout: the mask forgotten", dropped, mask_forgotten, (x, keep), ("masked",)),
-        Unseen("log loss: sigmoid's slope once more", log_loss, slope_once_more, (x, y)),
-        Unseen("weight decay forgotten", decayed, decay_forgotten, (x, W), ("branch",)),
-    ]
+GROUPS = "sequences", "norms_and_losses", "shapes_and_matrices"
+SIZES = "small", "realistic"
+TOLD = Path(__file__).with_name("mistakes") / "told.tsv"
 
 
-def of_unseen():
-    """What was said of each unseen mistake, as lines of text, and a count."""
-    lines, counts = [f"{'mistake':38}said"], defaultdict(int)
-    for what, f, bwd, args, fits in unseen():
-        verdicts = prove(f, lambda *args, f=f: (f(*args), args), bwd, [args])
-        names = dict.fromkeys(n for v in verdicts if not v.right for n in v.mistakes)
-        assert not all(v.right for v in verdicts), what
-        kind = "unknown" if not names else "named" if set(fits) & set(names) else "misnamed"
-        counts[kind] += 1
-        lines.append(f"{what:38}{kind}{': ' if names else ''}{', '.join(names)}")
-    kinds = ("named", "unknown", "misnamed")
-    return "\n".join([*lines, ", ".join(f"{counts[kind]} {kind}" for kind in kinds)])
+def told(groups=GROUPS, sizes=SIZES, chosen=lambda layer, mistake: True):
+    """Make the realistic mistakes, those that are chosen, and see what is said of each."""
+    for group, size in itertools.product(groups, sizes):
+        for layer in import_module(f"mistakes.{group}").LAYERS:
+            mistakes = [m for m in layer.mistakes if chosen(layer, m)]
+            if mistakes:
+                args = layer.draw(np.random.default_rng(3), size)
+                draws = consult(layer.f, [args], generic=True)
+                found = said(layer, "", draws)
+                yield Told(group, layer.name, "", size, "blamed" if found else "right", "")
+            for mistake in mistakes:
+                wrong = said(layer, mistake.what, draws)
+                names = dict.fromkeys(name for verdict in wrong for name in verdict.mistakes)
+                words = " ".join(verdict.words for verdict in wrong)
+                fits = set(names) & set(mistake.fits) and re.search(mistake.says, words)
+                kind = "named" if fits else "misnamed" if names else "unnamed"
+                kind = kind if wrong else "passed"
+                yield Told(group, layer.name, mistake.what, size, kind, ", ".join(names))
+
+
+def said(layer, wrong, draws):
+    """The verdicts on what a layer's backward pass gets wrong with that mistake."""
+
+    def fwd(*args):
+        return layer.f(*args), args
+
+    def bwd(args, dz):
+        return layer.backward(args, dz, wrong)
+
+    return [verdict for verdict in judged(layer.f, fwd, bwd, draws) if not verdict.right]
+
+
+def kept():
+    """What was told of all realistic mistakes when they were last made."""
+    with TOLD.open(newline="") as file:
+        return [Told(*row) for row in csv.reader(file, delimiter="\t")]
+
+
+def of_realistic(found):
+    """The table of realistic mistakes as lines of text."""
+    lines = [f"{'':22}{'small':>28}{'realistic':>30}"]
+    lines += [f"{'layers':22}{'times':>6}" + f"{'named':>8}{'unnamed':>9}{'misnamed':>10}   " * 2]
+    for group in (*GROUPS, None):
+        line = f"{group.replace('_', ' ') if group else 'all of these':22}"
+        for size in SIZES:
+            row = [t for t in found if t.group in (group or GROUPS) and t.size == size]
+            kinds = Counter(t.kind for t in row if t.mistake)
+            times = sum(kinds.values())
+            line += f"{times:6}" if size == SIZES[0] else "   "
+            widths = {"named": 8, "unnamed": 9, "misnamed": 10}
+            line += "".join(f"{kinds[k] / max(times, 1):{w}.0%}" for k, w in widths.items())
+        lines.append(line)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    print(text(confusion(cases())), of_unseen(), sep="\n\n")
+    print(text(confusion(cases())), end="\n\n")
+    found = list(told())
+    with TOLD.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(found)
+    print(of_realistic(found))

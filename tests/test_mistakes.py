@@ -1,5 +1,7 @@
 """The checker names the mistake, names none in a right gradient, and admits that it knows none."""
 
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import confusion
@@ -54,11 +56,52 @@ def test_unrelated_errors_are_admitted_to_be_unknown(cases):
     assert sum(verdict.mistakes == () for verdict in verdicts) == unknown
 
 
+def test_realistic_mistakes_are_told_as_they_were_kept():
+    # all of them take minutes: of every fifth layer one, at small sizes
+    kept = {t[:4]: t for t in confusion.kept()}
+    chosen = {}
+    for group, layer, mistake, size, *_ in sorted(kept):
+        if mistake and size == "small":
+            chosen.setdefault((group, layer), mistake)
+    chosen = dict(list(chosen.items())[::5])
+    found = list(
+        confusion.told(
+            sizes=("small",),
+            chosen=lambda layer, mistake: (
+                mistake.what in chosen.values()
+                and (mistake.what in {m for (_, name), m in chosen.items() if name == layer.name})
+            ),
+        )
+    )
+    assert len(found) > 15
+    for told in found:
+        assert (told.kind, told.names) == (kept[told[:4]].kind, kept[told[:4]].names), told
+
+
+def test_realistic_mistakes_are_named_and_right_layers_are_not_blamed():
+    kept = confusion.kept()
+    made = [told for told in kept if told.mistake]
+    layers = {(told.group, told.layer) for told in kept}
+    every = {
+        (group, layer.name, mistake.what)
+        for group in confusion.GROUPS
+        for layer in import_module(f"mistakes.{group}").LAYERS
+        for mistake in layer.mistakes
+    }
+    assert {told[:3] for told in made} == every and len(layers) >= 40 and len(every) >= 200
+    assert {told.kind for told in kept if not told.mistake} == {"right"}
+    for size in confusion.SIZES:
+        kinds = Counter(told.kind for told in made if told.size == size)
+        assert kinds["named"] >= 0.85 * len(every), (size, kinds)
+        assert kinds["misnamed"] <= 0.02 * len(every), (size, kinds)
+        assert not kinds["passed"], (size, kinds)
+
+
 def test_the_notebook_holds_the_figures_of_the_script(cases, table):
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    planted, unseen = (cell.source for cell in cells if "```text" in cell.source)
+    planted, realistic = (cell.source for cell in cells if "```text" in cell.source)
     assert confusion.text(table) in planted
     rng = np.random.default_rng(0)
     errors = sum(len(list(confusion.random_errors(case, rng))) for case in cases)
     assert f"{errors} unrelated random errors" in " ".join(planted.split())
-    assert confusion.of_unseen() in unseen
+    assert confusion.of_realistic(confusion.kept()) in realistic

@@ -69,9 +69,12 @@ def other_arguments(args, which):
 
 
 def put(args, which, floats):
-    """The arguments, with others for the float leaves of those at the places `which`."""
+    """The arguments, with others at the places `which`, or for the float leaves where it has any."""
     full = list(args)
     for i, value in zip(which, floats, strict=True):
+        if not any(map(is_float, tree_leaves(args[i]))):
+            full[i] = value
+            continue
         others = iter(tree_leaves(value))
         full[i] = tree_map(lambda a, others=others: next(others) if is_float(a) else a, args[i])
     return full

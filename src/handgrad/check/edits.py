@@ -6,20 +6,23 @@ program: wholly, or only where the rules read what the forward pass has kept.
 Derivation: notebooks/32_checker.ipynb
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from handgrad.check.local import SLOPES, Part, forward, pull
-from handgrad.check.replacements import regions, shares
+from handgrad.check.regions import regions
+from handgrad.check.slopes import shares, softmax_rule
 from handgrad.check.walk import backward
 
 
 class Edit(NamedTuple):
-    """A changed program: forward and back give, for some nodes, other results and rules.
+    """A changed program, and what is said of it, as of a Variant.
 
-    start holds other values to begin with; where through is given, only nodes of these operations
-    see what has changed; across takes a cotangent from a node to an earlier value, by a rule.
+    forward and back give other results and rules of some nodes; start holds other values to begin
+    with; where through is given, only nodes of these operations see what has changed; across takes
+    a cotangent from a node to an earlier value, by a rule.
     """
 
     names: tuple
@@ -29,8 +32,9 @@ class Edit(NamedTuple):
     back: dict
     start: dict = {}  # noqa: RUF012
     through: tuple | None = None
-    rank: int = 3
     across: dict = {}  # noqa: RUF012
+    free: str = ""
+    rank: int = 3
 
 
 def gradients(tape, edit):
@@ -81,64 +85,61 @@ def _matters(tape, right):
 
 def _skipped(tape, nodes):
     node = tape.nodes[nodes[0]]
+    o = tape.values[node.results[0]]
+    chooses = node.op.name == "select_n"
     if node.op.name not in SLOPES or node.op.name in _PLAIN:
         return
     for k, v in enumerate(node.operands):
-        x, o = tape.values[v], tape.results(node)[0]
-        if np.shape(x) != np.shape(o) or np.asarray(x).dtype != o.dtype or v in tape.literals:
+        x = tape.values[v]
+        if v in tape.literals or np.shape(x) != o.shape or np.asarray(x).dtype != o.dtype:
             continue
-
-        def ahead(operands, k=k):
-            return operands[k]
-
-        def back(operands, results, ds, k=k):
-            return [ds[0] if i == k else None for i in range(len(operands))]
-
-        there = dict.fromkeys(nodes, ahead)
-        names = ("forward", "masked") if node.op.name == "select_n" else ("forward",)
-        if node.op.name in ("mul", "div"):
-            names = ("scale", "local factor", "forward")
-        words = "the operation is left out"
+        there = dict.fromkeys(nodes, partial(_operand, k=k))
+        scales = node.op.name in ("mul", "div")
+        names = ("scale", "local factor", "forward") if scales else ("forward",)
+        names = ("masked", *names) if chooses else names
+        words = f"left out, so that {{{v}}} stands for its value"
         if tape.active[node.results[0]]:
-            yield Edit(names, words, node.site, there, dict.fromkeys(nodes, back))
+            yield Edit(names, words, node.site, there, dict.fromkeys(nodes, partial(_through, k=k)))
         names = (*names, "residual", "operand")
-        yield Edit(names, f"{words} in what the rules read", node.site, there, {})
-    if node.op.name == "select_n":  # multiplied by the mask in place of being chosen by it
-
-        def masked(operands):
-            return operands[2] * (operands[0] == 1)
-
-        there = dict.fromkeys(nodes, masked)
-        words = "0 stands for what is masked"
+        yield Edit(names, f"{words}, in what the rules read", node.site, there, {})
+    if chooses:
+        there = dict.fromkeys(nodes, lambda operands: operands[2] * (operands[0] == 1))
+        words = "0 stands for what is masked, in what the rules read"
         yield Edit(("forward", "masked"), words, node.site, there, {})
 
 
 _PLAIN = {"copy", "convert_element_type", "reduce_precision", "stop_gradient", "add_any"}
 
 
+def _operand(operands, k):
+    return operands[k]
+
+
+def _through(operands, results, ds, k):
+    return [ds[0] if i == k else None for i in range(len(operands))]
+
+
 def _other_numbers(tape, nodes):
     node = tape.nodes[nodes[0]]
     for j, v in enumerate(node.operands):
+        number = tape.values[v]
         if v not in tape.literals or node.op.name not in ("mul", "div", "add", "sub"):
             continue
-        number = tape.values[v]
         if np.ndim(number) or np.asarray(number).dtype.kind != "f":
             continue
-        for other, words in ((2 * number, "twice"), (number / 2, "half"), (-number, "minus")):
+        for other in (2 * number, number / 2, -number):
+            there = dict.fromkeys(nodes, partial(_with_number, op=node.op, j=j, other=other))
+            back = dict.fromkeys(nodes, partial(_with_number, op=node.op, j=j, other=other))
+            words = f"{other:g} stands for {number:g}"
+            names = ("forward", "factor")
+            yield Edit(names, words, node.site, there, back)
+            yield Edit(names, f"{words}, in what the rules read", node.site, there, {})
 
-            def put(operands, j=j, other=other):
-                return [other if k == j else x for k, x in enumerate(operands)]
 
-            def ahead(operands, op=node.op, put=put):
-                return forward(op, put(operands))[0]
-
-            def back(operands, results, ds, op=node.op, put=put):
-                return pull(op, put(operands), results, ds)
-
-            names, words = ("forward", "factor"), f"{words} the number {number:g}"
-            there = dict.fromkeys(nodes, ahead)
-            yield Edit(names, words, node.site, there, dict.fromkeys(nodes, back))
-            yield Edit(names, f"{words} in what the rules read", node.site, there, {})
+def _with_number(operands, *rest, op, j, other):
+    # forward, or back where results and cotangents are given
+    operands = [other if k == j else x for k, x in enumerate(operands)]
+    return pull(op, operands, *rest) if rest else forward(op, operands)[0]
 
 
 _COMPARISONS = {
@@ -158,98 +159,80 @@ def _other_comparisons(tape, nodes):
 
 
 def _other_integers(tape, nodes):
-    node = tape.nodes[nodes[0]]
-    x = tape.results(node)[0]
-    if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu" or not x.ndim or len(nodes) > 1:
-        return
-    if node.op.name in ("iota", "reshape", "concatenate", "select_n"):
-        return
-    for names, words, other in shifted(x):
-        yield Edit(names, words, node.site, {nodes[0]: lambda operands, other=other: other}, {})
+    node, v = tape.nodes[nodes[0]], tape.nodes[nodes[0]].results[0]
+    if np.ndim(tape.values[v]) and len(nodes) == 1 and node.op.name not in STRUCTURE:
+        for names, words, other in _shifted(tape, v):
+            there = {nodes[0]: lambda operands, other=other: other}
+            yield Edit(names, words, node.site, there, {})
 
 
-def shifted(x):
-    """(names, words, other integers) for labels and ids that may have been read otherwise."""
-    yield ("label", "shifted"), "the integers are 1 less", x - 1
-    yield ("label", "shifted"), "the integers are 1 more", x + 1
-    if x.ndim and x.size > 1 and (x != x.ravel()[0]).any():
-        first = np.full_like(x, x.ravel()[0])
-        yield ("batch", "operand", "masked"), "the first of the integers stands for all", first
+def _shifted(tape, v):
+    # labels and ids that may have been read otherwise
+    x = tape.values[v]
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        yield ("label", "shifted"), f"{{{v}}} is read 1 too low", x - 1
+        yield ("label", "shifted"), f"{{{v}}} is read 1 too high", x + 1
+        if x.size > 1 and (x != x.ravel()[0]).any():
+            first = np.full_like(x, x.ravel()[0])
+            yield ("batch", "operand", "masked"), f"the first of {{{v}}} stands for all", first
 
 
 def _other_softmax(tape, right):
-    for x, o in regions(tape, right):
+    for x, o in (pair for pairs in regions(tape, right) for pair in pairs):
         n = tape.maker[o]
         for usual, log in shares(tape.values[o]):
-            for axis in range(np.ndim(tape.values[o])):
-                if axis == usual:
-                    continue
-
-                def ahead(operands, x=x, axis=axis, log=log):
-                    z = tape.values[x]
-                    z = z - z.max(axis=axis, keepdims=True)
-                    e = np.exp(z)
-                    total = e.sum(axis=axis, keepdims=True)
-                    return z - np.log(total) if log else e / total
-
+            for axis in set(range(np.ndim(tape.values[o]))) - {usual}:
+                there = {n: partial(_softmax, z=tape.values[x], axis=axis, log=log)}
                 words = f"softmax runs over axis {axis}, not over axis {usual}"
-                for summed in (axis, usual):
-                    across = {n: (x, _SoftmaxBack(summed + 1, log))}
+                for axes in (axis, usual):
+                    across = {n: (x, partial(softmax_rule, axes=axes + 1, log=log))}
                     site = tape.nodes[n].site
-                    yield Edit(("axis", "forward"), words, site, {n: ahead}, {}, across=across)
+                    yield Edit(("axis", "forward"), words, site, there, {}, across=across)
 
 
-class _SoftmaxBack(NamedTuple):
-    """The rule of a softmax, or of its logarithm, over an axis of rows."""
-
-    axis: int
-    log: bool
-
-    def __call__(self, o, d):
-        if self.log:
-            return d - np.exp(o) * d.sum(axis=self.axis, keepdims=True)
-        return o * (d - (d * o).sum(axis=self.axis, keepdims=True))
+def _softmax(operands, z, axis, log):
+    z = z - z.max(axis=axis, keepdims=True)
+    e = np.exp(z)
+    total = e.sum(axis=axis, keepdims=True)
+    return z - np.log(total) if log else e / total
 
 
 def _other_windows(tape, right):
-    """Windows that start at their number, without the stride."""
+    # windows that start at their number, without the stride
     for v, uses in tape.uses.items():
         nodes = [n for n, _ in uses if tape.nodes[n].op.name == "slice"]
         starts = np.array([tape.nodes[n].op.params["start_indices"] for n in nodes])
-        if len(nodes) < 3 or not tape.active[v]:
+        if len(nodes) < 3 or not tape.active[v] or np.gcd.reduce(starts, axis=0).max() < 2:
             continue
-        stride = np.maximum(np.gcd.reduce(starts, axis=0), 1)
-        if stride.max() == 1:
-            continue
-        ahead, back = {}, {}
+        starts //= np.maximum(np.gcd.reduce(starts, axis=0), 1)
+        there, back = {}, {}
         for n, start in zip(nodes, starts, strict=True):
-            shape = np.shape(tape.results(tape.nodes[n])[0])
-            at = tuple(slice(a, a + size) for a, size in zip(start // stride, shape, strict=True))
-            ahead[n] = lambda operands, at=at: operands[0][at]
+            at = _window(start, np.shape(tape.values[tape.nodes[n].results[0]]))
+            there[n] = lambda operands, at=at: operands[0][at]
             back[n] = lambda operands, results, ds, at=at: [Part(at, ds[0])]
-        words = "a window starts at its number, without the stride"
-        site = tape.nodes[nodes[0]].site
-        yield Edit(("shifted", "operand"), words, site, ahead, back)
+        words = f"the windows of {{{v}}} start at their number, without the stride"
+        yield Edit(("shifted", "operand"), words, tape.nodes[nodes[0]].site, there, back)
+
+
+def _window(start, shape):
+    return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
 
 
 def _other_ends(tape, nodes):
     node = tape.nodes[nodes[0]]
-    if node.op.name != "pad":
+    low, high, inner = np.array(node.op.params.get("padding_config", [(0, 0, 1)])).T
+    if node.op.name != "pad" or inner.any() or min(*low, *high) < 0:
         return
-    lows = [low for low, _, _ in node.op.params["padding_config"]]
-    highs = [high for _, high, _ in node.op.params["padding_config"]]
-    if any(inner for *_, inner in node.op.params["padding_config"]) or min(*lows, *highs) < 0:
-        return
-    for cut, words in ((np.zeros(len(lows), int), "far"), (np.add(lows, highs), "near")):
-        if not np.array_equal(cut, lows):
+    for cut, end in ((0 * low, "far"), (low + high, "near")):
+        if not np.array_equal(cut, low):
+            words = f"the padding is cut from the {end} end alone"
+            back = dict.fromkeys(nodes, partial(_cut, start=cut))
+            yield Edit(("shifted",), words, node.site, {}, back)
 
-            def back(operands, results, ds, cut=cut):
-                shape = np.shape(operands[0])
-                at = tuple(slice(a, a + n) for a, n in zip(cut, shape, strict=True))
-                return [ds[0][(slice(None), *at)], *[None] * (len(operands) - 1)]
 
-            words = f"the padding is cut from the {words} end alone"
-            yield Edit(("shifted",), words, node.site, {}, dict.fromkeys(nodes, back))
+def _cut(operands, results, ds, start):
+    window = _window(start, np.shape(operands[0]))
+    return [ds[0][(slice(None), *window)], None]
 
 
 STRUCTURE = (
@@ -259,22 +242,23 @@ STRUCTURE = (
 
 
 def _other_arguments(tape, right):
-    made = set(tape.maker)
     for v, x in enumerate(tape.values):
-        if v in made or v in tape.literals or not isinstance(x, np.ndarray) or not x.size:
+        if v in tape.maker or v in tape.literals or v not in tape.uses or not np.size(x):
             continue
-        if x.dtype.kind in "iu" and tape.uses.get(v):
-            for names, words, other in shifted(x):
-                yield Edit(names, words, None, {}, {}, {v: other})
-        if x.dtype.kind == "f" and x.ndim > 1 and v in tape.uses:
-            turned = [("transposed", x.swapaxes(-1, -2))] if x.shape[-1] == x.shape[-2] else []
-            turned += [
-                ("reversed", np.flip(x, axis)) for axis in range(x.ndim) if x.shape[axis] > 1
-            ]
-            if x.ndim > 2:
-                turned += [("reversed", np.flip(x, (-1, -2))), ("reversed", np.flip(x, (0, 1)))]
-            for name, other in turned:
-                words = f"the argument is {name}"
-                yield Edit((name, "operand"), words, None, {}, {}, {v: other}, STRUCTURE)
-                if name == "transposed":
-                    yield Edit((name, "operand", "symmetric"), words, None, {}, {}, {v: other})
+        for names, words, other in _shifted(tape, v):
+            yield Edit(names, words, None, {}, {}, {v: other})
+        for name, other in _turned(x):
+            words = f"{{{v}}} is read {name}"
+            yield Edit((name, "operand"), words, None, {}, {}, {v: other}, STRUCTURE)
+            if name == "transposed":
+                yield Edit((name, "operand", "symmetric"), words, None, {}, {}, {v: other})
+
+
+def _turned(x):
+    # an array in other orders, where its shape does not tell
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.ndim > 1:
+        if x.shape[-1] == x.shape[-2]:
+            yield "transposed", x.swapaxes(-1, -2)
+        several = [(0, 1), (-2, -1)] if x.ndim > 2 else []
+        for axes in (*range(x.ndim), *several):
+            yield "reversed", np.flip(x, axes)

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from handgrad.check.arrays import once
-
 BLOCK = 8  # cotangents that an operation left to JAX takes at a time
 
 
@@ -189,6 +187,7 @@ _FORWARD = {
     "square": lambda p, x: x * x,
     "integer_pow": lambda p, x: x ** float(p["y"]) if p["y"] < 0 else x ** p["y"],
     "max": lambda p, x, y: np.maximum(x, y),
+    "relu": lambda p, x, y: np.maximum(x, y),
     "min": lambda p, x, y: np.minimum(x, y),
     "abs": lambda p, x: np.abs(x),
     "stop_gradient": lambda p, x: x,
@@ -226,6 +225,7 @@ SLOPES = {
     "square": lambda p, o, x: (2 * x,),
     "integer_pow": lambda p, o, x: (p["y"] * x ** float(p["y"] - 1),),
     "max": _greater,
+    "relu": lambda p, o, x, y: (1.0 * (x > y), 1.0 * (y > x)),
     "min": lambda p, o, x, y: _greater(p, o, y, x),
     "abs": lambda p, o, x: (np.sign(x),),
     "sin": lambda p, o, x: (np.cos(x),),
@@ -302,15 +302,16 @@ def _pull_by_jax(op, operands, ds):
             ]
             return f(ds)
 
-        op.cache[op.key] = once(jax.vmap(back, in_axes=(None, 0)))
+        op.cache[op.key] = jax.jit(jax.vmap(back, in_axes=(None, 0)))
     operands = [
         jnp.asarray(x, v.aval.dtype) if isinstance(v.aval.dtype, np.dtype) else x
         for x, v in zip(operands, op.eqn.invars, strict=True)
     ]
     parts = []
-    for start in range(0, rows, BLOCK):
-        block = [d[start : start + BLOCK] for d in ds]
-        short = BLOCK - len(block[0])
+    size = 1 if rows == 1 else BLOCK
+    for start in range(0, rows, size):
+        block = [d[start : start + size] for d in ds]
+        short = size - len(block[0])
         block = [np.pad(d, [(0, short)] + [(0, 0)] * (d.ndim - 1)) for d in block]
         parts.append([np.asarray(c, "float64") for c in op.cache[op.key](operands, block)])
     whole = [None] * len(operands)

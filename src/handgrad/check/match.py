@@ -8,14 +8,20 @@ Derivation: notebooks/32_checker.ipynb
 """
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from handgrad.check import edits, replacements
+from handgrad.check.edits import edits, gradients
+from handgrad.check.others import crossed, elsewhere, rerouted
+from handgrad.check.replacements import of_axes, of_operation, of_path, of_sites, over_more_axes
+from handgrad.check.slopes import bypassed, of_regions, of_slope, once_more
 from handgrad.check.tape import Tape, numbers
-from handgrad.check.walk import backward, differences, merged, most_at_once
+from handgrad.check.uses import overwritten, permuted
+from handgrad.check.walk import backward, differences, most_at_once
 from handgrad.check.words import sentence
 
 MEMORY = 2**22  # numbers that the cotangents of a chunk of variants may hold
@@ -27,27 +33,36 @@ SAMPLE = 24  # numbers of a gradient that pairs are found by
 PAIRS = 24  # pairs that are tried
 
 
-FAMILIES = (
-    replacements.simple,
-    replacements.elsewhere,
-    replacements.rarer,
-    replacements.crossed,
-    replacements.rerouted,
-)
+def _simple(tape, right):
+    yield from of_sites(tape, right, of_path, of_slope, of_operation)
+    yield from bypassed(tape, right)
+    yield from of_regions(tape, right)
+    yield from overwritten(tape, right)
+    yield from permuted(tape, right)
+
+
+def _rarer(tape, right):
+    yield from of_sites(tape, right, of_axes)
+    yield from over_more_axes(tape, right)
+    yield from once_more(tape, right)
+    yield from crossed(tape, right)
+
+
+FAMILIES = _simple, elsewhere, _rarer, rerouted  # each is tried if those before don't explain all
 
 
 class Reading(NamedTuple):
     """What may have been done, and the gradients (places of Findings) that it explains.
 
-    names are those of the mistake, and words its sentence. It is whole where every gradient that it
-    would change is as it says, and simple where one thing is changed in one way.
+    names are those of the mistake, and words its sentence. The likeliest have the lowest rank, and
+    a reading is whole where every gradient that it would change is as it says.
     """
 
     names: tuple
     words: str
     places: tuple
-    rank: int = 1
-    whole: bool = True
+    rank: int
+    whole: bool
 
 
 class Search(NamedTuple):
@@ -58,16 +73,16 @@ class Search(NamedTuple):
 
 
 def readings(total, at, findings):
-    """The Readings of the wrong ones among the findings, best first; empty where nothing fits.
-
-    total(at) is the scalar loss at its variants.Operands, and a finding's place the number of its
-    leaf among those of (at.floats, at.slots).
-    """
+    """The Readings of the wrong ones among the findings, best first; empty where nothing fits."""
     return search(total, at, findings).readings
 
 
 def search(total, at, findings):
-    """The Search for the mistakes behind the wrong ones among the findings. It never raises."""
+    """The Search for the mistakes behind the wrong ones among the findings. It never raises.
+
+    total(at) is the scalar loss at its variants.Operands, and a finding's place the number of its
+    leaf among those of (at.floats, at.slots).
+    """
     try:
         with np.errstate(all="ignore"):
             return _Search(total, at, findings).run()
@@ -82,26 +97,27 @@ class _Search:
         self.tape = Tape(total, at, set(leaves))
         self.right = backward(self.tape)
         self.leaves = [self.tape.inputs[leaves[f.place]] for f in findings]
-        self.names = {self.tape.inputs[leaves[f.place]]: f.name[1:] for f in findings}
-        self.judge = Judge(self.tape, self.right, self.leaves, findings)
-        self.left, self.exhaustive = WORK, True
+        self.names = {v: f.name[1:] for v, f in zip(self.leaves, findings, strict=True)}
+        kinds = [jnp.result_type(leaf) for leaf in jax.tree.leaves(at.floats)]
+        eps = max(float(jnp.finfo(kind).eps) for kind in kinds)
+        self.judge = _Judge(self.tape, self.leaves, findings, eps)
+        self.thin = _thinned(self.tape, self.right, self.leaves)
         self.size = numbers(self.tape)
+        self.left, self.exhaustive = WORK, True
         self.found, self.atoms = [], []
 
     def run(self):
-        tape, right = self.tape, self.right
         if self.judge.wrong:
             for family in FAMILIES:
-                self.walk(family(tape, right))
+                self.walk(family(self.tape, self.right))
                 if self.judge.settled(self.found):
                     break
             else:
-                self.edit(edits.edits(tape, right))
+                self.edit(edits(self.tape, self.right))
                 if not self.judge.settled(self.found):
                     self.pair()
         best = [
-            reading._replace(words=sentence(tape, reading.words, self.names))
-            for reading in self.judge.best(self.found)
+            r._replace(words=sentence(self.tape, r.words, self.names)) for r in _best(self.found)
         ]
         return Search(best, self.exhaustive)
 
@@ -111,89 +127,79 @@ class _Search:
         return self.left > 0
 
     def walk(self, variants):
-        thin = _thinned(self.tape, self.right, self.leaves)
-        held = self.size - sum(np.size(self.tape.values[v]) for v in thin)
-        most = most_at_once(self.tape, self.right, thin)
+        # All of them in chunks; of large gradients a few rows, and the rest where these fit.
+        held = self.size - sum(np.size(self.tape.values[v]) for v in self.thin)
+        most = most_at_once(self.tape, self.right, self.thin)
         rows = int(np.clip(MEMORY // max(most, 1), 1, ROWS))
-        nodes = len(self.tape.nodes)
         while chunk := list(itertools.islice(variants, rows)):
             hits = sum(len(variant.hits) + len(variant.blocks) for variant in chunk)
-            if not self.afford(len(chunk) * held + (nodes + 4 * hits) * STEP):
+            steps = len(self.tape.nodes) + 4 * hits
+            if not self.afford(len(chunk) * held + steps * STEP):
                 return
-            moved = differences(self.tape, self.right, chunk, self.leaves, thin)
-            fitting = []
+            moved = differences(self.tape, self.right, chunk, self.leaves, self.thin)
             for row, variant in enumerate(chunk):
                 mine = [None if m is None else m[row] for m in moved]
-                reading = self.judge.fit(variant, mine, thin)
-                fitting += [variant] if reading else []
-                self.found += [reading] if reading and not thin else []
-                self.keep(variant, mine, thin)
-            if thin and fitting:
-                for variant in fitting:
-                    moved = differences(self.tape, self.right, [variant], self.leaves)
-                    mine = [None if m is None else m[0] for m in moved]
-                    reading = self.judge.fit(variant, mine)
-                    self.found += [reading] if reading else []
+                sample = self.judge.sample(mine, self.thin)
+                if np.isfinite(sample).all() and sample.any():
+                    self.atoms.append((variant, sample))
+                if self.judge.fits(variant, mine, self.thin):
+                    self.found += self.judged(variant) if self.thin else self.read(variant, mine)
 
-    def keep(self, variant, moved, thin):
-        sample = self.judge.sample(moved, thin)
-        if np.isfinite(sample).all() and sample.any():
-            self.atoms.append((variant, sample))
+    def judged(self, variant):
+        moved = differences(self.tape, self.right, [variant], self.leaves)
+        return self.read(variant, [None if m is None else m[0] for m in moved])
+
+    def read(self, variant, moved):
+        reading = self.judge.reading(variant, moved)
+        return [reading] if reading else []
 
     def edit(self, variants):
         for variant in variants:
-            if not self.afford(2 * self.size + 2 * len(self.tape.nodes) * STEP):
+            if not self.afford(2 * (self.size + len(self.tape.nodes) * STEP)):
                 return
             try:
-                changed = edits.gradients(self.tape, variant)
+                changed = gradients(self.tape, variant)
             except Exception:  # a program that can't run so is no reading
                 continue
-            moved = [
-                None if self.right[v] is None or changed[v] is None else changed[v] - self.right[v]
-                for v in self.leaves
-            ]
-            reading = self.judge.fit(variant, moved)
-            self.found += [reading] if reading else []
+            pairs = [(changed[v], self.right[v]) for v in self.leaves]
+            self.found += self.read(
+                variant, [None if a is None or b is None else a - b for a, b in pairs]
+            )
 
     def pair(self):
-        """Two variants at once: such as add up to the error in a sample of its entries."""
-        thin = _thinned(self.tape, self.right, self.leaves)
-        error = self.judge.sample(self.judge.errors, {}, thin)
-        candidates, rows = [], []
+        # Two variants at once, such as add up to the error in a sample of its entries.
+        choices, rows = [], []
         for variant, sample in self.atoms:
-            for c in (1.0, 2.0, -1.0) if variant.free and not variant.any else (1.0,):
-                candidates.append((variant, c))
+            for c in _KNOWN[:3] if variant.free == "path" else _KNOWN[:1]:
+                choices.append((variant, c))
                 rows.append(c * sample)
-        if len(rows) < 2 or not np.isfinite(error).all():
-            return
-        rows = np.array(rows)
-        weights = np.cos(np.arange(rows.shape[1]) * 1.7 + 0.3)
-        sums = rows @ weights
-        order = np.argsort(sums, kind="stable")
-        slack = 1e-9 * (np.abs(error) @ np.abs(weights) + np.abs(sums))
-        wanted = error @ weights - sums
-        low = np.searchsorted(sums[order], wanted - slack)
-        high = np.searchsorted(sums[order], wanted + slack)
-        pairs = []
-        for i in np.flatnonzero(high > low):
-            for j in order[low[i] : high[i]]:
-                rest = np.abs(rows[i] + rows[j] - error)
-                if i < j and rest.max() <= 1e-8 * np.abs(error).max():
-                    rank = candidates[i][0].rank + candidates[j][0].rank
-                    pairs.append((rank, i, j))
-        pairs = sorted(pairs)[:PAIRS]
-        for _, i, j in pairs:
-            both = merged(candidates[i], candidates[j])
-            if both is None or not self.afford(self.size + len(self.tape.nodes) * STEP):
-                continue
-            moved = differences(self.tape, self.right, [both], self.leaves)
-            reading = self.judge.fit(both, [None if m is None else m[0] for m in moved])
-            self.found += [reading] if reading else []
+        error = self.judge.sample(self.judge.errors, self.thin, cut=True)
+        tried = _adding_up(np.array(rows), error, self.judge.slack) if len(rows) > 1 else []
+        tried.sort(key=lambda pair: sum(choices[k][0].rank for k in pair))
+        for i, j in tried[:PAIRS]:
+            both = _both(choices[i], choices[j])
+            if both and self.afford(self.size + len(self.tape.nodes) * STEP):
+                self.found += self.judged(both)
+
+
+def _adding_up(rows, error, slack):
+    # The pairs of rows whose sum is the error: by the sorted sums of all entries, weighted.
+    if not np.isfinite(error).all():
+        return []
+    weights = np.cos(1.7 * np.arange(rows.shape[1]) + 0.3)
+    sums, wanted = rows @ weights, error @ weights
+    order = np.argsort(sums, kind="stable")
+    margin = slack * (np.abs(error) @ np.abs(weights) + np.abs(sums))
+    low = np.searchsorted(sums[order], wanted - sums - margin)
+    high = np.searchsorted(sums[order], wanted - sums + margin)
+    near = [(i, j) for i in np.flatnonzero(high > low) for j in order[low[i] : high[i]] if i < j]
+    limit = 10 * slack * np.abs(error).max()
+    return [(i, j) for i, j in near if np.abs(rows[i] + rows[j] - error).max() <= limit]
 
 
 def _thinned(tape, right, leaves):
-    # {leaf: the places along its first axis that are compared}, of large leaves that only meet
-    # matrix products, of which a part of the gradient costs a part
+    # {leaf: the places along its first axis that are compared}, for large leaves that only meet
+    # matrix products, where a part of the gradient costs a part
     thin = {}
     for v in leaves:
         x = tape.values[v]
@@ -203,140 +209,161 @@ def _thinned(tape, right, leaves):
     return thin
 
 
-class Judge:
-    """What the hand did to each gradient, and whether a variant does the same."""
+class _Judge:
+    """What the hand did to each gradient, and whether a variant does the same.
 
-    def __init__(self, tape, right, leaves, findings):
-        """Take the findings, whose gradients are those of the values `leaves` of a tape."""
+    The arrays of a variant are in the order of the findings, None for a gradient that it leaves.
+    """
+
+    def __init__(self, tape, leaves, findings, eps):
         self.tape, self.leaves, self.findings = tape, leaves, findings
         self.errors = [f.hand - f.true if _comparable(f) else None for f in findings]
         self.wrong = [k for k, f in enumerate(findings) if f.wrong and self.errors[k] is not None]
-        self.wrong.sort(key=lambda k: -np.size(self.errors[k]))
-        self.unread = sum(f.wrong for f in findings) - len(self.wrong)
+        self.wrong.sort(key=lambda k: -self.errors[k].size)
+        self.tolerance = eps**0.65
+        self.slack = 10 * self.tolerance
+        self.counts = sorted({n for f in findings for n in (*f.true.shape, f.true.size) if n > 1})
 
-    def sample(self, arrays, thin, more=None):
-        """Some numbers of each gradient, by which pairs are found."""
+    def sample(self, arrays, thin, cut=False):
+        """Some numbers of each gradient; arrays that hold all of it are cut as thin says."""
         parts = []
         for v, f, x in zip(self.leaves, self.findings, arrays, strict=True):
-            at = (more or {}).get(v)
-            size = (
-                np.size(f.true)
-                if v not in {**thin, **(more or {})}
-                else (np.size(f.true) // len(f.true) * len({**thin, **(more or {})}[v]))
-            )
-            places = np.unique(np.linspace(0, size - 1, min(SAMPLE, size)).astype(int))
-            if x is None:
-                parts.append(np.zeros(len(places)))
-            else:
-                parts.append(np.ravel(x if at is None else x[at])[places])
+            places = thin.get(v, ...)
+            size = f.true[places].size
+            at = np.unique(np.linspace(0, size - 1, min(SAMPLE, size)).astype(int))
+            x = np.zeros(size) if x is None else np.ravel(x[places] if cut else x)
+            parts.append(x[at] if x.size == size else np.full(len(at), np.nan))
         return np.concatenate(parts)
 
-    def fit(self, variant, moved, thin=()):
-        """The Reading of a variant that moves the gradients by `moved`, or None."""
-        c, explained, conflict = 1.0, [], False
-        free = getattr(variant, "free", False)
-        if free:
-            c = self._times(moved, thin)
-            if c is None:
-                return None
-        for k in self.wrong:
-            f, v = self.findings[k], self.leaves[k]
-            if moved[k] is None or not moved[k].any():
-                continue
-            hand, true = (a[thin[v]] if v in thin else a for a in (f.hand, f.true))
-            if self._close(hand, true + c * moved[k], hand - true, None if v in thin else f.off):
-                explained.append(k)
-            else:
-                conflict = True
-        if not explained or not self._telling(moved, explained, c, free):
+    def fits(self, variant, moved, thin):
+        """Whether a variant may explain a gradient, as far as it was computed."""
+        c = self._times(variant, moved, thin)
+        return c is not None and any(self._explains(k, c, moved[k], thin) for k in self.wrong)
+
+    def reading(self, variant, moved):
+        """The Reading of a variant, or None where it explains nothing."""
+        c = self._times(variant, moved, {})
+        if c is None:
             return None
-        if thin:
-            return True
-        for k, f in enumerate(self.findings):
-            if not f.wrong and moved[k] is not None:
-                conflict |= bool(f.off(f.true + c * moved[k], f.true).any())
-        return self._reading(variant, moved, explained, conflict, c)
-
-    def _times(self, moved, thin):
-        # the constant by which the error is a multiple, in the first gradient where it is one
-        for k in self.wrong:
-            error, v = self.errors[k], self.leaves[k]
-            error = error[thin[v]] if v in thin else error
-            if moved[k] is None:
-                continue
-            square = (moved[k] * moved[k]).sum()
-            if not square or not np.isfinite(square):
-                continue
-            c = (moved[k] * error).sum() / square
-            rest = error - c * moved[k]
-            if abs(c) > 1e-9 and (rest * rest).sum() <= 1e-6 * (error * error).sum():
-                return next((known for known in _KNOWN if abs(c - known) < 1e-7), c)
-        return None
-
-    def _close(self, hand, value, error, off):
-        rest = np.abs(hand - value)
-        if not np.isfinite(value).all() or rest.max() > 1e-3 * np.abs(error).max():
-            return False
-        most = max(np.abs(hand).max(), np.abs(value).max())
-        return rest.max() <= 1e-10 * most or off is None or not off(value, hand).any()
-
-    def _telling(self, moved, explained, c, free):
-        # A constant that fits must fit more numbers than it could by chance.
-        if not free or c in _KNOWN:
-            return True
-        sizes = np.concatenate([np.abs(moved[k]).ravel() for k in explained])
-        return len(np.unique(np.round(sizes / sizes.max(), 6))) > 4
-
-    def _reading(self, variant, moved, explained, conflict, c):
+        explained = [k for k in self.wrong if self._explains(k, c, moved[k], {})]
+        if not explained or not self._telling(variant, [moved[k] for k in explained], c):
+            return None
+        others = [k for k, f in enumerate(self.findings) if k not in explained]
+        whole = not any(self._changes(self.findings[k], c, moved[k]) for k in others)
         names, words, rank = variant.names, variant.words, variant.rank
-        if variant.rank and getattr(variant, "free", False) and not variant.any:
+        if variant.free == "path":
             names, words, more = self._counted(names, words, explained, c)
             rank += more
             if any(_decays(self.tape.values[self.leaves[k]], moved[k]) for k in explained):
                 names = ("decay", *names)
+        words = words if isinstance(words, tuple) else ((variant.site, words),)
         places = tuple(sorted(self.findings[k].place for k in explained))
-        words = words if isinstance(words, tuple) else (variant.site, words)
-        return Reading(names, words, places, rank + 2 * conflict, not conflict)
+        return Reading(names, words, places, rank + 2 * (not whole), whole)
+
+    def _changes(self, f, c, moved):
+        return moved is not None and bool(f.off(f.true + c * moved, f.true).any())
+
+    def _times(self, variant, moved, thin):
+        # How often the variant's difference is the error: for a free one, as the first gradient
+        # says of which it is a multiple.
+        if not variant.free:
+            return 1.0
+        for k in self.wrong:
+            if moved[k] is None:
+                continue
+            error = self.errors[k][thin.get(self.leaves[k], ...)]
+            square = (moved[k] * moved[k]).sum()
+            c = (moved[k] * error).sum() / square if square > 0 else 0.0
+            rest = error - c * moved[k]
+            if abs(c) > 1e-9 and (rest * rest).sum() <= 1e-6 * (error * error).sum():
+                return next((known for known in _KNOWN if abs(c - known) < self.slack), c)
+        return None
+
+    def _explains(self, k, c, moved, thin):
+        if moved is None or not moved.any() or not np.isfinite(moved).all():
+            return False
+        f, places = self.findings[k], thin.get(self.leaves[k], ...)
+        hand, value = f.hand[places], f.true[places] + c * moved
+        rest = np.abs(hand - value).max()
+        if rest > 1e-3 * np.abs(self.errors[k][places]).max():
+            return False
+        most = max(np.abs(hand).max(), np.abs(value).max())
+        return bool(rest <= self.tolerance * most or thin or not f.off(value, hand).any())
+
+    def _telling(self, variant, moved, c):
+        # The digits that agree must be more than could in so many variants by chance, and than
+        # were free to choose. Entries of one size are one number.
+        sizes = np.concatenate([np.abs(m).ravel() for m in moved])
+        entries = len(np.unique(np.round(sizes[sizes > 0] / sizes.max(), 4)))
+        digits = -np.log10(self.tolerance)
+        fitted = variant.free and c not in _KNOWN
+        return entries * digits >= (14 if isinstance(variant.words, tuple) else 8) + (
+            4 * digits if fitted else 0
+        )
 
     def _counted(self, names, words, explained, c):
+        # What is said of a path that counts 1 - c times.
         if c == 1:
-            zero = all(not self.findings[k].hand.any() for k in explained)
-            return (("zeros", *names) if zero else names), f"{words} is left out", 0
+            zeros = not any(self.findings[k].hand.any() for k in explained)
+            return (("zeros", *names) if zeros else names), f"{words} is left out", 0
         if c == 2:
-            return ("sign", *names[:-1]), f"{words} has the wrong sign", 0
+            return ("sign", *names), f"{words} has the wrong sign", 0
         times = 1 - c
-        sizes = {n for f in self.findings for n in (*np.shape(f.true), np.size(f.true))}
-        why = [
-            n for n in sorted(sizes) if n > 1 and min(abs(times * n - 1), abs(times / n - 1)) < 1e-7
-        ]
-        bessel = [n for n in sorted(sizes) if n > 2 and abs(times - n / (n - 1)) < 1e-7]
-        if bessel:
-            return ("Bessel", "factor"), f"{words} counts n / (n - 1) times, n = {bessel[0]}", 1
-        plain = (
-            f"1/{1 / times:.4g}"
-            if 0 < times < 1 and abs(1 / times - round(1 / times)) < 1e-6
-            else f"{times:.4g}"
-        )
-        words = f"{words} counts {plain} times" + (f", N = {why[0]}" if why else "")
-        known = bool(why) or c in _KNOWN
-        return ("factor", *(n for n in names if "path" in n)), words, 1 if known else 2
+        for n in self.counts:
+            if n > 2 and abs(times - n / (n - 1)) < self.slack:
+                return ("Bessel", "factor"), f"{words} counts n / (n - 1) times, n = {n}", 1
+        paths = tuple(name for name in names if "path" in name)
+        for n in self.counts:
+            for power, number in ((1, f"{n}"), (-1, f"1/{n}"), (0.5, f"sqrt({n})")):
+                if abs(times / n**power - 1) < self.slack:
+                    return ("factor", *paths), f"{words} counts {number} times", 1
+        return ("factor", *paths), f"{words} counts {times:.4g} times", 1 if c in _KNOWN else 2
 
     def settled(self, found):
         """Whether the readings that contradict no gradient explain all that is wrong."""
-        return len({p for r in found if r.whole for p in r.places}) == len(self.wrong)
-
-    def best(self, found):
-        """The readings that say most by least, best first; one for each sentence."""
-        found = sorted(found, key=lambda r: (-len(r.places), r.rank))
-        kept, seen = [], set()
-        for reading in found:
-            if (reading.words, reading.places) not in seen:
-                seen.add((reading.words, reading.places))
-                kept.append(reading)
-        return kept[:8]
+        return len({place for r in found if r.whole for place in r.places}) == len(self.wrong)
 
 
-_KNOWN = (1.0, 2.0, -1.0, 0.5)
+_KNOWN = (1.0, 2.0, -1.0, 0.5)  # a path is left out, has the wrong sign, counts twice, or half
+
+
+def _best(found, most=8):
+    # what explains more comes first, and each sentence once
+    found = sorted(found, key=lambda r: (-len(r.places), r.rank))
+    return list({(r.words, r.places): r for r in reversed(found)}.values())[::-1][:most]
+
+
+def _both(*choices):
+    # Two variants made at once; each with how often its change counts.
+    hits, blocks, names, words = {}, {}, [], []
+    for variant, c in choices:
+        for n, change in variant.hits.items():
+            hits.setdefault(n, []).append((change, c))
+        if blocks.keys() & variant.blocks.keys():
+            return None
+        blocks |= variant.blocks
+        names += ("sign",) if c == 2 else variant.names
+        what = _PATHS[c] if variant.free == "path" else ""
+        words.append((variant.site, variant.words + what))
+    hits = {n: partial(_all_of, changes) for n, changes in hits.items()}
+    rank = 3 + sum(variant.rank for variant, _ in choices)
+    first, names = choices[0][0], tuple(dict.fromkeys(names))
+    return first._replace(
+        names=names, words=tuple(words), hits=hits, blocks=blocks, free="", rank=rank
+    )
+
+
+_PATHS = {1.0: " is left out", 2.0: " has the wrong sign", -1.0: " counts 2 times"}
+
+
+def _all_of(changes, met):
+    total = list(met.back)
+    for change, c in changes:
+        for i, (new, old) in enumerate(zip(change(met), met.back, strict=True)):
+            if new is not old:
+                moved = c * ((0 if new is None else new) - (0 if old is None else old))
+                total[i] = (0 if total[i] is None else total[i]) + moved
+    return total
 
 
 def _comparable(f):
@@ -348,4 +375,4 @@ def _decays(x, error):
     if x.size < 2 or not x.any() or x.shape != error.shape:
         return False
     c = (x * error).sum() / (x * x).sum()
-    return bool(np.abs(error - c * x).max() <= 1e-9 * np.abs(error).max())
+    return bool(np.abs(error - c * x).max() <= 1e-6 * np.abs(error).max())

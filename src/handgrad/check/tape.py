@@ -1,8 +1,8 @@
 """Record a program as a tape: its operations one after another, with the values that they made.
 
-Inner functions are written out and kept as units; a scan is unrolled, and so is the branch that a
-cond takes. Operations that stem from one place of the source share a site, so that a loop's body is
-one set of sites, however often it runs.
+Inner functions are written out, a scan is unrolled, and of a cond the branch that it takes stays.
+Operations that stem from one place of the source share a site, so that a loop's body is one set of
+sites, however often it runs.
 
 Derivation: notebooks/32_checker.ipynb
 """
@@ -37,18 +37,6 @@ class Node(NamedTuple):
     operands: tuple
     results: tuple
     site: int
-    step: int  # how often the site ran before
-
-
-class Unit(NamedTuple):
-    """An inner function: the nodes first to last, which make its results of its operands."""
-
-    name: str
-    operands: tuple
-    results: tuple
-    first: int
-    last: int
-    site: int
 
 
 class Tape:
@@ -64,8 +52,8 @@ class Tape:
         """Run f(at); differentiable are the numbers of the leaves that gradients are taken by."""
         closed = jax.make_jaxpr(f)(at)
         self.values, self.active, self.literals = [], [], set()
-        self.nodes, self.units, self.places = [], [], []
-        self._sites, self._steps, self._cache = {}, {}, {}
+        self.nodes, self.places = [], []
+        self._sites, self._cache, self._library, self._within = {}, {}, set(), None
         leaves = [plain(leaf) for leaf in jax.tree.leaves(at)]
         self.inputs = [self._new(x, i in differentiable) for i, x in enumerate(leaves)]
         (self.output,) = self._run(closed, self.inputs, ())
@@ -123,7 +111,8 @@ class Tape:
         if key not in self._sites:
             self._sites[key] = len(self.places)
             # what stands inside JAX's own functions is said to be where those are called
-            self.places.append(self.places[path[0]] if path and _is_library(eqn) else eqn)
+            library = next((place for place in path if place in self._library), None)
+            self.places.append(eqn if library is None else self.places[library])
         return self._sites[key]
 
     def _equation(self, eqn, operands, site):
@@ -131,12 +120,11 @@ class Tape:
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         path = (site,)
         if name in _INNER:
-            first = len(self.nodes)
+            if _is_library(inner):
+                self._library.add(site)
+            outer, self._within = self._within, params.get("name") or self._within
             results = self._run(inner, operands, path)
-            if len(self.nodes) > first:
-                called = params.get("name") or name
-                span = first, len(self.nodes) - 1
-                self.units.append(Unit(called, tuple(operands), tuple(results), *span, site))
+            self._within = outer
             return results
         if name == "cond":
             branch = params["branches"][int(self.values[operands[0]])]
@@ -152,8 +140,11 @@ class Tape:
 
     def _unrolled(self, eqn, operands, path):
         params, (fixed, carried) = eqn.params, parts_of_scan(eqn)
-        count = fixed + carried
-        consts, carry, xs = operands[:fixed], operands[fixed:count], operands[count:]
+        consts, carry, xs = (
+            operands[:fixed],
+            operands[fixed : fixed + carried],
+            operands[fixed + carried :],
+        )
         times = range(params["length"])
         made = []
         for t in reversed(times) if params["reverse"] else times:
@@ -175,12 +166,13 @@ class Tape:
         return self._add(name, params, None, operands, self._sites[key])[0]
 
     def _add(self, name, params, eqn, operands, site):
+        if name == "max" and self._within == "relu":  # its slope at 0 is 0, not 1/2
+            name = "relu"
         op = Operation(name, params, eqn, _key(eqn, params), self._cache)
         values = forward(op, [self.values[v] for v in operands])
         active = any(self.active[v] for v in operands) and name not in _FLAT
         results = tuple(self._new(value, active) for value in values)
-        self._steps[site] = self._steps.get(site, -1) + 1
-        self.nodes.append(Node(op, tuple(operands), results, site, self._steps[site]))
+        self.nodes.append(Node(op, tuple(operands), results, site))
         return results
 
 
@@ -215,16 +207,12 @@ def _frames(eqn):
         return id(eqn)
 
 
-def _is_library(eqn):
-    # whether the innermost code is JAX's own, whose lines are none of the reader's
-    try:
-        codes, _ = eqn.source_info.traceback.raw_frames()
-        return not codes or f"{_JAX}" in codes[0].co_filename
-    except Exception:
-        return True
+def _is_library(closed):
+    info = getattr(closed, "jaxpr", closed).debug_info
+    return (getattr(info, "func_filename", None) or _JAX).startswith(_JAX)
 
 
-_JAX = jax.__file__.rpartition("jax")[0] + "jax"
+_JAX = jax.__file__.rpartition("__init__")[0]
 
 
 def _length(closed):

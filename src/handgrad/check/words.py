@@ -4,6 +4,7 @@ Derivation: notebooks/32_checker.ipynb
 """
 
 import linecache
+import re
 
 from jax._src import source_info_util
 
@@ -19,32 +20,30 @@ def where(tape, site):
 
 
 def sentence(tape, parts, names):
-    """The sentence of a reading: pairs of a site and of what was done there, one after another."""
-    several = parts if isinstance(parts[0], tuple) else (parts,)
-    return "; and ".join(
-        words if site is None else f"{where(tape, site)}: {words}" for site, words in several
-    )
+    """The sentence of a reading, from pairs of a site and of what was done there.
+
+    {7} stands for value 7: an argument by its name, {number: name}, another by what makes it.
+    """
+    said = []
+    for site, words in parts:
+        words = re.sub(r"{(\d+)}", lambda found: _called(tape, int(found[1]), names), words)
+        said.append(words if site is None else f"{where(tape, site)}: {words}")
+    return "; and ".join(said)
 
 
-def called(tape, v, names):
-    """A value as the reader would call it: an argument's name, or what makes it."""
-    for _ in range(20):
-        if v in names:
-            return names[v]
-        if v not in tape.maker:
-            return None
+def _called(tape, v, names):
+    while v not in names and v in tape.maker:
         node = tape.nodes[tape.maker[v]]
-        active = [w for w in node.operands if tape.active[w]]
-        if node.op.name not in _PASSING or len(active) != 1:
-            break
-        v = active[0]
-    expression, _ = _source(tape, node.site)
-    return f"`{expression}`" if expression else None
+        if node.op.name not in _PASSING:
+            expression, _ = _source(tape, node.site)
+            return f"`{expression}`" if expression else f"the result of {node.op.name}"
+        v = node.operands[0]
+    return names.get(v, "a constant")
 
 
 _PASSING = {
     *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy"),
-    *("slice", "take", "transpose", "gather", "dynamic_slice"),
+    *("slice", "take", "transpose"),
 }
 
 

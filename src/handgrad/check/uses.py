@@ -1,0 +1,118 @@
+"""What several uses of a value send back: overwritten instead of added, or in another order.
+
+Derivation: notebooks/32_checker.ipynb
+"""
+
+import itertools
+from functools import partial
+
+import numpy as np
+
+from handgrad.check.local import forward
+from handgrad.check.replacements import Variant, at_all, is_live, sites, without
+
+SELECTIONS = {"slice", "take", "gather", "dynamic_slice"}
+PARTS = 4  # parts of a value whose orders are tried
+
+
+def overwritten(tape, right):
+    """Of a value's many uses the first or the last alone counts, or wins where two meet."""
+    for v, uses in tape.uses.items():
+        uses = [(n, i) for n, i in uses if is_live(tape, right, n)]
+        if not tape.active[v] or not uses:
+            continue
+        if all(tape.nodes[n].op.name in SELECTIONS and i == 0 for n, i in uses):
+            yield from _by_entries(tape, right, v, [n for n, _ in uses])
+        for kept, words in ((uses[0], "first"), (uses[-1], "last")) if len(uses) > 2 else ():
+            gone = {}
+            for n, i in uses:
+                if (n, i) != kept:
+                    gone.setdefault(n, set()).add(i)
+            hits = {n: without(which) for n, which in gone.items()}
+            words = f"of the {len(uses)} uses of {{{v}}} the {words} alone counts"
+            yield Variant(("overwritten", "branch"), words, tape.nodes[kept[0]].site, hits)
+
+
+def _by_entries(tape, right, v, nodes):
+    # Which entry goes where is read from the numbers of the entries, sent through the forward pass.
+    x = tape.values[v]
+    number = np.arange(x.size, dtype=float).reshape(np.shape(x))
+    read = []
+    for n in nodes:
+        operands = [number, *tape.operands(tape.nodes[n])[1:]]
+        read.append(np.nan_to_num(forward(tape.nodes[n].op, operands)[0]).astype(int))
+    site = tape.nodes[nodes[0]].site
+
+    def masked(keep):
+        # the variant's hits, from what is kept of each entry that is read
+        parts = np.split(keep, np.cumsum([r.size for r in read])[:-1])
+        shaped = [part.reshape(r.shape) for part, r in zip(parts, read, strict=True)]
+        return {n: partial(_masked, mask=mask) for n, mask in zip(nodes, shaped, strict=True)}
+
+    every = np.concatenate([r.ravel() for r in read])
+    if len(nodes) == 1 and tape.nodes[nodes[0]].op.name == "gather":
+        rows = int(np.prod(np.shape(tape.operands(tape.nodes[nodes[0]])[1])[:-1]))
+        for k, words in ((0, "first"), (-1, "last")) if rows > 2 else ():
+            keep = np.ones((rows, every.size // rows))
+            keep[k] = 0
+            words = f"the {words} of {rows} uses is left out"
+            names = ("branch", "masked", "overwritten")
+            yield Variant(names, words, site, masked(keep.ravel()))
+    times = np.bincount(every, minlength=x.size)
+    if times.max(initial=0) < 2:
+        return
+    names = ("duplicates", "overwritten") if len(nodes) == 1 else ("overwritten",)
+    some = np.concatenate([np.ravel(right[tape.nodes[n].results[0]]) != 0 for n in nodes])
+    for (turn, words), only in itertools.product(((1, "last"), (-1, "first")), (False, True)):
+        # all that is read is written, or only what is not 0; what is not overwritten stays
+        writes = np.flatnonzero(some | (not only))[::turn]
+        last = np.full(x.size, -1)
+        last[every[writes]] = writes
+        keep = np.isin(np.arange(every.size), last) * 1.0
+        words = f"where several uses of {{{v}}} meet, the {words} overwrites the others"
+        yield Variant(names, words, site, masked(keep))
+    words = f"divided by how often {{{v}}} is used"
+    yield Variant((names[0], "factor"), words, site, masked(1 / times[every]))
+
+
+def _masked(met, mask):
+    return met.again([met.ds[0] * mask])
+
+
+def permuted(tape, right):
+    """The parts of a value that was split, such as a recurrent cell's gates, in another order."""
+    names, words = ("exchanged", "permuted"), "the parts are put together in another order"
+    for site, nodes in sites(tape, right):
+        results = tape.nodes[nodes[0]].results
+        if 1 < len(results) <= PARTS and len({np.shape(tape.values[v]) for v in results}) == 1:
+            for order in _orders(len(results)):
+                hits = at_all(nodes, partial(_reordered, order=order))
+                yield Variant(names, words, site, hits, rank=2)
+    grouped = {}
+    for uses in tape.uses.values():
+        parts = [n for n, i in uses if i == 0 and is_live(tape, right, n)]
+        parts = [n for n in parts if tape.nodes[n].op.name in SELECTIONS]
+        shapes = {np.shape(tape.values[tape.nodes[n].results[0]]) for n in parts}
+        key = tuple(tape.nodes[n].site for n in parts)
+        if 1 < len(parts) <= PARTS and len(shapes) == 1 and len(set(key)) == len(parts):
+            grouped.setdefault(key, []).append(parts)
+    for key, several in grouped.items():
+        for order in _orders(len(key)):
+            hits = {}
+            for parts in several:
+                for k, j in enumerate(order):
+                    d = right[tape.nodes[parts[j]].results[0]]
+                    hits[parts[k]] = partial(_given, d=d)
+            yield Variant(names, words, key[0], hits, rank=2)
+
+
+def _orders(count):
+    return list(itertools.permutations(range(count)))[1:]
+
+
+def _reordered(met, order):
+    return met.again([met.ds[k] for k in order])
+
+
+def _given(met, d):
+    return met.again([d[None]])
