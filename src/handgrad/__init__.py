@@ -3,12 +3,29 @@
 Every layer is a triple of plain functions, f, f_fwd and f_bwd; see notebooks/00_contents.ipynb.
 """
 
-from handgrad.check import GradientMismatch, check_gradient, check_rule, check_steps, tap
-from handgrad.layer import as_layer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from handgrad.check import (
+        GradientMismatch,
+        check_gradient,
+        check_rule,
+        check_steps,
+        check_vjp,
+        tap,
+    )
+    from handgrad.layer import as_layer
+
+_CHECKS = ("GradientMismatch", "check_gradient", "check_rule", "check_steps", "check_vjp", "tap")
 
 
 def __getattr__(name):
-    """A rule of some layer, such as relu_bwd; the checker alone needs none of them loaded."""
+    """What is asked for is loaded then: pytest's plugin needs no JAX, the checker no layer."""
+    if name in _CHECKS:
+        return getattr(import_module("handgrad.check"), name)
+    if name == "as_layer":
+        return import_module("handgrad.layer").as_layer
     if not name.startswith("__"):
         from handgrad.layers import RULES
 
@@ -20,4 +37,4 @@ def __getattr__(name):
 def __dir__():
     from handgrad.layers import RULES
 
-    return sorted({*globals(), *RULES})
+    return sorted({*globals(), *_CHECKS, "as_layer", *RULES})

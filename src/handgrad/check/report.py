@@ -1,6 +1,7 @@
 """What a check says: its verdicts as a table, in text and in HTML, and the error that holds it."""
 
 import html
+import json
 import os
 import sys
 from functools import cached_property
@@ -91,6 +92,10 @@ class Report(tuple):
         rows = zip(columns, words, strict=True)
         return "\n".join(f"{n:{name}}  {s:{shape}}  {said}" for (n, s), said in rows)
 
+    def json(self):
+        """The verdicts as JSON: a list of objects with name, shape, outcome, words and mistakes."""
+        return json.dumps([verdict._asdict() for verdict in self], ensure_ascii=False)
+
     def html(self, note=""):
         """The table for a notebook: a mark and a word tell right from wrong, beside the colour."""
         rows = "".join(_row(verdict) for verdict in self)
@@ -103,6 +108,7 @@ class Report(tuple):
 
     def conclude(self, note=""):
         """Show the table and return the report, or raise it when not all gradients are right."""
+        __tracebackhide__ = True  # pytest ends its traceback at the test
         text = f"{self}\n{note}".rstrip()
         if not all(verdict.right for verdict in self):
             raise GradientMismatch(text, self, note)
