@@ -69,7 +69,7 @@ def other_arguments(args, which):
 
 
 def put(args, which, floats):
-    """The arguments, with others at the places `which`, or for the float leaves where it has any."""
+    """The arguments, with others at the places `which`; of a tree the float leaves alone."""
     full = list(args)
     for i, value in zip(which, floats, strict=True):
         if not any(map(is_float, tree_leaves(args[i]))):
