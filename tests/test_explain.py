@@ -84,6 +84,8 @@ NAMED = {
     "N of data closed over": (error, 2 * X.T @ (X @ S[0] - V), S[0], "factor", "missing, N = 5"),
     "a size by chance": (cubes, 12 * X**2, X, "factor", "though nothing is divided by it"),
     "taken as symmetric": (bilinear, OUTER + OUTER.T, S, "symmetric", "counts by itself"),
+    "one triangle": (bilinear, np.tril(OUTER), S, "symmetric", "only its lower triangle"),
+    "times itself": (cubes, 3 * X**3, X, "scale", "the factor x counts twice"),
     "labels closed over": (entropy, of_labels(LABELS + 1), X, "label", "they count from 0"),
     "one label for all": (entropy, of_labels(0 * LABELS), X, "label", "of the first stands for"),
     "mask too long": (masked, of_lengths(LENGTHS + 1), X, "masked", "one place too far"),
@@ -113,6 +115,19 @@ def test_exchanged_gradients_and_the_constant_of_a_product_are_named():
     product = lambda a, b: a @ b  # noqa: E731
     found = of_rule(product, lambda args, dz: (args[0].T @ dz, dz @ args[1].T), X, A)
     assert found["da"].words == "expected shape (5, 4); da and db are exchanged"
+
+
+def test_a_reversed_kernel_is_named():
+    def convolve(x, kernel):
+        return sum(x[k : k + 4] @ kernel[k] for k in range(3))
+
+    def bwd(args, dz):
+        x, kernel = args
+        dx, _ = jax.vjp(convolve, x, kernel[::-1])[1](dz)
+        return dx, jax.vjp(convolve, x, kernel)[1](dz)[1]
+
+    found = of_rule(convolve, bwd, rng.normal(size=(6, 3)), rng.normal(size=(3, 3, 2)))
+    assert "kernel, is reversed along axis 0" in found["dx"].words
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -39,7 +39,7 @@ def found(f, floats, wrong, tolerance=1e-11):
     true = gradients(f, *floats)
     findings = [
         SimpleNamespace(
-            name=f"d{place}",
+            name=f"d{place}",  # so that the argument is called 0
             place=place,
             hand=np.asarray(wrong.get(place, t)),
             true=t,
@@ -51,32 +51,32 @@ def found(f, floats, wrong, tolerance=1e-11):
     return match.search(total, at, findings)
 
 
-def rnn(x, W, U, b):
-    h, hs = jnp.zeros((x.shape[1], len(b))), []
+def rnn(x, W, U, b, h):
+    hs = []
     for x_t in x:
         h = jnp.tanh(x_t @ W + h @ U + b)
         hs.append(h)
     return jnp.stack(hs)
 
 
-def scanned(x, W, U, b):
+def scanned(x, W, U, b, h):
     def step(h, x_t):
         h = jnp.tanh(x_t @ W + h @ U + b)
         return h, h
 
-    return jax.lax.scan(step, jnp.zeros((x.shape[1], len(b))), x)[1]
+    return jax.lax.scan(step, h, x)[1]
 
 
 def rnn_backward(floats, dz, *, carry=1.0, turned=True, slope=lambda h: 1 - h**2):
-    x, W, U, b = floats
-    h = [np.zeros_like(dz[0]), *np.asarray(rnn(*floats))]
+    x, W, U, b, h = floats
+    h = [h, *np.asarray(rnn(*floats))]
     dx, later, totals = [], 0.0, [np.zeros_like(p) for p in (W, U, b)]
     for t in range(len(x))[::-1]:
         da = (dz[t] + carry * later) * slope(h[t + 1])
         dx.insert(0, da @ W.T)
         later = da @ (U.T if turned else U)
         totals = [p + q for p, q in zip(totals, (x[t].T @ da, h[t].T @ da, da.sum(0)), strict=True)]
-    return dict(enumerate([np.stack(dx), *totals]))
+    return dict(enumerate([np.stack(dx), *totals, later]))
 
 
 def attention(q, k, v):
@@ -148,7 +148,7 @@ def gelu_backward(floats, dz, *, exact=True):
     return {0: dz * jax.vmap(jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, not exact))))(floats[0])}
 
 
-SEQUENCE = draw(size=(5, 3, 4)), draw(size=(4, 6)), draw(size=(6, 6)) / 2, draw(size=6)
+SEQUENCE = tuple(draw(size=s) / 2 for s in ((5, 3, 4), (4, 6), (6, 6), (6,), (3, 6)))
 HEADS = draw(size=(4, 3)), draw(size=(5, 3)), draw(size=(5, 6))
 ROWS = draw(size=(4, 7)), draw(size=7), draw(size=7)
 GATES = draw(size=(4, 3)), draw(size=(3, 6)), draw(size=(3, 6))
@@ -179,7 +179,7 @@ OF_NORM = layer_norm, ROWS, layer_norm_backward
 OF_GATES = gated, GATES, gated_backward
 TABLE, SCORES = (draw(size=(6, 3)),), (draw(size=(4, 5)),)
 READS = r"reads `x @ V`, not `jnp.tanh\(x @ V\)`"
-LAST = r"`table\[IDS\]`.*last overwrites"
+LAST = r"`table\[IDS\]`.*uses of 0 meet, the last overwrites"
 MISTAKES = {
     "future": Planted(*OF_RNN, {"carry": 0.0}, "carry", r"next step is left out"),
     "U": Planted(*OF_RNN, {"turned": False}, "transposed", r"`h @ U` \(line \d+\)"),
@@ -188,6 +188,7 @@ MISTAKES = {
     "diagonal": Planted(*OF_HEADS, {"rule": diagonal}, "diagonal", "softmax.*diagonal"),
     "queries": Planted(*OF_HEADS, {"rule": over_the_queries}, "axis", "softmax.*axis 0"),
     "mean": Planted(*OF_NORM, {"mean": 0.0}, "mean path", "mean.*left out"),
+    "variance": Planted(*OF_NORM, {"variance": 0.0}, "variance path", "variance is left out"),
     "Bessel": Planted(*OF_NORM, {"variance": 7 / 6}, "Bessel", "n = 7"),
     "gamma": Planted(*OF_NORM, {"scale": False}, "scale", "gamma"),
     "gate": Planted(*OF_GATES, {"gate": lambda s: s}, "value", "sigmoid.*value"),
