@@ -11,6 +11,7 @@ from nbval.plugin import IPyNbCell
 
 # Shared by the workers and by the kernels of the notebooks; jax reads it when it is imported.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each worker has a core
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Most of the time goes into compiling what runs once. Older emitters take two thirds of it.
 if version("jax") < "0.11":

@@ -81,8 +81,8 @@ def explain(findings, suspects):
             local, exhaustive = [], False
         told += local
         untried = () if exhaustive else ("some of what may be done in an operation",)
-    # what explains more of the gradients is the likelier
-    told.sort(key=lambda t: (-len(t.places), not t.sure))
+    # what explains more of the gradients is the likelier, and one mistake likelier than two
+    told.sort(key=lambda t: (-len(t.places), not t.sure, t.words.count("; and ")))
     said = {}
     for f in wrong:
         entries = _wrong_entries(f)

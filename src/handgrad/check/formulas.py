@@ -101,7 +101,7 @@ def _decay(wrong):
     if abs((w * true).sum()) <= 1e-6 * np.sqrt(square * (true * true).sum()):
         return  # at right angles, as behind a norm: there it is a path of the norm
     c = (error * w).sum() / square
-    if wrong.close(true + c * w, hand):
+    if wrong.close(hand, true + c * w):
         what = wrong.name.removeprefix("d")
         words = f"right but for {c:.4g} times {what} itself: is its decay "
         words += "counted twice, or with another constant?" if c > 0 else "missing, or too small?"
@@ -193,7 +193,7 @@ def _of_a_layer(wrong, dz, layer):
         has_mean = np.abs(mean(true)).max() < 1e3 * wrong.digits() * np.abs(true).max()
         u = u if has_mean else x
         missing = _split(hand - true, u, mean)
-        if not wrong.close(true + sum(missing), hand):
+        if not wrong.close(hand, true + sum(missing)):
             continue
         # The direct path is the slope with both fixed, dz times u's own factor, which the value
         # tells: the layer less itself at u = 0. The two others are what is then left of the truth.
@@ -261,7 +261,7 @@ def _path(name, missing, whole, factor, n):
 def _of_float32(wrong):
     # Roundings of single precision: small beside each entry, up in some and down in others.
     hand, true = wrong.hand, wrong.true
-    if hand.shape != true.shape or not hand.size:
+    if hand.shape != true.shape or not hand.size or wrong.digits() > 1e-9:
         return
     error, scale = hand - true, np.abs(true).max()
     rough = np.abs(error) > 1e-11 * np.abs(true)

@@ -55,7 +55,7 @@ def sites(tape, right):
     """The sites that something is sent back through, with their nodes, the last first."""
     for site, nodes in sorted(tape.of_site.items(), key=lambda item: -item[1][-1]):
         live = [n for n in nodes if is_live(tape, right, n)]
-        if live:
+        if live and tape.nodes[live[0]].op.name != "tap":  # which is none of the reader's
             yield site, live
 
 

@@ -5,10 +5,12 @@ Derivation: notebooks/32_checker.ipynb
 
 import linecache
 import re
+from pathlib import Path
 
 from jax._src import source_info_util
 
 LONGEST = 60  # letters of an expression that are shown
+CHECK = Path(__file__).parent
 
 
 def where(tape, site):
@@ -37,13 +39,13 @@ def _called(tape, v, names):
         if node.op.name not in _PASSING:
             expression, _ = _source(tape, node.site)
             return f"`{expression}`" if expression else f"the result of {node.op.name}"
-        v = node.operands[0]
+        v = node.operands[node.op.name == "tap"]  # whose first operand says whether it is taken
     return names.get(v, "a constant")
 
 
 _PASSING = {
     *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy"),
-    *("slice", "take", "transpose"),
+    *("slice", "take", "tap", "transpose"),
 }
 
 
@@ -51,6 +53,9 @@ def _source(tape, site):
     try:
         info = tape.places[site].source_info
         frame = source_info_util.user_frame(info.traceback)
+        file = Path(frame.file_name)
+        if file.parent == CHECK:
+            return None, None  # no line of the reader's
         line = linecache.getline(frame.file_name, frame.start_line)
         if not line.strip():
             return None, None
@@ -61,4 +66,5 @@ def _source(tape, site):
         text = " ".join(text.decode().split())
     except Exception:  # JAX keeps its sources to itself
         return None, None
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "...", frame.start_line
+    text = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return text, None if CHECK.parent in file.parents else frame.start_line
