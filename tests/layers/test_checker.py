@@ -31,6 +31,13 @@ RIGHT = {
         return c if np.allclose(true + c * argument, hand, rtol=1e-9) else None
         """,
     ],
+    "32.5": [
+        "return (12, 18), (10, 15), -1.0",
+        """
+        right, without = 17 * np.array([2.0, 3.0]), 5 * np.array([2.0, 3.0])
+        return 6 * np.array([2, 3]), without, (58 - right[0]) / (without[0] - right[0])
+        """,
+    ],
 }
 
 WRONG = {
@@ -63,5 +70,11 @@ WRONG = {
         c = float((hand - true).flat[0] / argument.flat[0])
         return c if np.allclose(true + c * argument, hand, rtol=1e-9) else None
         """,
+    ],
+    "32.5": [
+        "return (34, 51), (10, 15), -1",
+        "return (12, 18), (24, 36), -1",
+        "return (12, 18), (10, 15), 2",
+        "return (12, 18), (10, 15), 1",
     ],
 }
