@@ -298,6 +298,8 @@ def _in_part(wrong):
 
 def ties(wrong):
     """Where most of a small array is off, as a tie may be: for when nothing else explains it."""
+    if wrong.hand.shape != wrong.true.shape:
+        return
     off = wrong.off(wrong.hand, wrong.true)
     if off.mean() <= 0.5 or np.count_nonzero(off) > 16:
         return
