@@ -15,6 +15,7 @@ from handgrad.check.match import search
 from handgrad.check.mistakes import SIGN, Alternative, Diagnosis, Hypothesis, Wrong, diagnose
 
 READINGS = 3  # that are told of one gradient
+PAIR = 5  # the rank of readings of two things that were done
 SMALL = 2**15  # numbers in a program that is searched once more, behind a flipped sign
 
 
@@ -112,16 +113,20 @@ def _is_plain(names):
 
 
 def _in_an_operation(findings, suspects, explained):
-    # what the walk finds and, where nothing is known, what it finds behind a flipped sign
+    # what the walk finds and, where that is no single thing, what it finds behind a flipped sign
     found = search(suspects.total, suspects.at, findings)
     told = [Told(*reading[:3], local=True) for reading in found.readings]
-    if told or explained or suspects.program().numbers() > SMALL:
+    single = any(reading.rank < PAIR for reading in found.readings)
+    if single or explained or suspects.program().numbers() > SMALL:
         return told, found.exhaustive
     flipped = [f._replace(hand=-f.hand) if f.wrong else f for f in findings]
     again = search(suspects.total, suspects.at, flipped)
-    for reading in again.readings:
-        words = f"{SIGN.words}; and {reading.words}"
-        told.append(Told((SIGN.name, *reading.names), words, reading.places, local=True))
+    behind = [
+        Told((SIGN.name, *reading.names), f"{SIGN.words}; and {reading.words}", reading.places)
+        for reading in again.readings
+        if reading.rank < PAIR
+    ]
+    told = [*(t._replace(local=True) for t in behind), *told]
     return told, found.exhaustive and again.exhaustive
 
 
