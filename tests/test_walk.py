@@ -67,12 +67,15 @@ def scanned(x, W, U, b, h):
     return jax.lax.scan(step, h, x)[1]
 
 
-def rnn_backward(floats, dz, *, carry=1.0, turned=True, slope=lambda h: 1 - h**2):
+def rnn_backward(
+    floats, dz, *, carry=1.0, turned=True, slope=lambda h: 1 - h**2, blocks=9, late=False
+):
     x, W, U, b, h = floats
     h = [h, *np.asarray(rnn(*floats))]
     dx, later, totals = [], 0.0, [np.zeros_like(p) for p in (W, U, b)]
     for t in range(len(x))[::-1]:
-        da = (dz[t] + carry * later) * slope(h[t + 1])
+        later = 0.0 if t % blocks == blocks - 1 else carry * later
+        da = dz[t] * slope(h[t + 1]) + (later if late else later * slope(h[t + 1]))
         dx.insert(0, da @ W.T)
         later = da @ (U.T if turned else U)
         totals = [p + q for p, q in zip(totals, (x[t].T @ da, h[t].T @ da, da.sum(0)), strict=True)]
@@ -124,10 +127,16 @@ def embedding(table):
     return 2.0 * table[IDS]
 
 
-def embedding_backward(floats, dz, *, add=True):
+def embedding_backward(floats, dz, *, add=True, rows=False):
     dtable = np.zeros_like(floats[0])
     for row, d in zip(IDS.ravel(), 2 * dz.reshape(-1, dz.shape[-1]), strict=True):
         dtable[row] = d + add * dtable[row]
+    if rows:
+        dtable[:] = 0
+        for ids, d in zip(IDS, 2 * dz, strict=True):
+            last = np.zeros_like(dtable)
+            last[ids] = d
+            dtable += last
     return {0: dtable}
 
 
@@ -184,6 +193,8 @@ MISTAKES = {
     "future": Planted(*OF_RNN, {"carry": 0.0}, "carry", r"next step is left out"),
     "U": Planted(*OF_RNN, {"turned": False}, "transposed", r"`h @ U` \(line \d+\)"),
     "1 - h": Planted(*OF_RNN, {"slope": lambda h: 1 - h}, "slope", r"tanh.*1 - o stands"),
+    "blocks": Planted(*OF_RNN, {"blocks": 2}, "carry", r"cut off every 2 steps"),
+    "late": Planted(*OF_RNN, {"late": True}, "local factor", r"tanh.*next step is added behind"),
     "scan": Planted(scanned, *OF_RNN[1:], {"slope": lambda h: 1}, "local factor", "tanh"),
     "diagonal": Planted(*OF_HEADS, {"rule": diagonal}, "diagonal", "softmax.*diagonal"),
     "queries": Planted(*OF_HEADS, {"rule": over_the_queries}, "axis", "softmax.*axis 0"),
@@ -194,6 +205,9 @@ MISTAKES = {
     "gate": Planted(*OF_GATES, {"gate": lambda s: s}, "value", "sigmoid.*value"),
     "operand": Planted(*OF_GATES, {"factor": lambda a, t: a}, "operand", READS),
     "set": Planted(embedding, TABLE, embedding_backward, {"add": False}, "duplicates", LAST),
+    "rows": Planted(
+        embedding, TABLE, embedding_backward, {"rows": True}, "duplicates", r"axis 0, the last"
+    ),
     "mask": Planted(
         masked, SCORES, masked_backward, {"mask": False}, "masked", "where.*rules read"
     ),

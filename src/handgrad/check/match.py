@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handgrad.check.edits import edits, gradients
+from handgrad.check.loops import loops
 from handgrad.check.others import crossed, elsewhere, rerouted
 from handgrad.check.replacements import of_axes, of_operation, of_path, of_sites, over_more_axes
 from handgrad.check.slopes import bypassed, of_regions, of_slope, once_more
@@ -35,6 +36,7 @@ PAIRS = 24  # pairs that are tried
 
 def _simple(tape, right):
     yield from of_sites(tape, right, of_path, of_slope, of_operation)
+    yield from loops(tape, right)
     yield from bypassed(tape, right)
     yield from of_regions(tape, right)
     yield from overwritten(tape, right)

@@ -98,7 +98,7 @@ def of_path(tape, right, site, nodes):
 
 def _of_kind(tape, nodes, i):
     v = tape.nodes[nodes[-1]].operands[i]
-    if len(nodes) > 2 and _recurs(tape, nodes, nodes[1], i):
+    if is_carry(tape, nodes, i):
         return ("carry", "branch"), "what comes back from the next step"
     ahead, x = _ahead(tape, nodes[-1]), tape.values[v]
     if "reduce_sum" in ahead and len(tape.uses[v]) > 1:
@@ -111,6 +111,14 @@ def _of_kind(tape, nodes, i):
         if not k and "div" in ahead[:4]:
             return ("mean path", "branch"), "the path through the mean"
     return ("branch",), f"the path back to {{{v}}}"
+
+
+def is_carry(tape, nodes, i):
+    """Whether the rounds of a loop read there what the round before has made, but the first."""
+    if len(nodes) < 3 or not _recurs(tape, nodes, nodes[1], i):
+        return False
+    first, second = (tape.maker.get(tape.nodes[n].operands[i]) for n in nodes[:2])
+    return first is None or tape.nodes[first].site != tape.nodes[second].site
 
 
 def _recurs(tape, nodes, n, i):

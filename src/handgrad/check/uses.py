@@ -63,16 +63,40 @@ def _by_entries(tape, right, v, nodes):
         return
     names = ("duplicates", "overwritten") if len(nodes) == 1 else ("overwritten",)
     some = np.concatenate([np.ravel(right[tape.nodes[n].results[0]]) != 0 for n in nodes])
-    for (turn, words), only in itertools.product(((1, "last"), (-1, "first")), (False, True)):
-        # all that is read is written, or only what is not 0; what is not overwritten stays
-        writes = np.flatnonzero(some | (not only))[::turn]
-        last = np.full(x.size, -1)
-        last[every[writes]] = writes
-        keep = np.isin(np.arange(every.size), last) * 1.0
-        words = f"where several uses of {{{v}}} meet, the {words} overwrites the others"
-        yield Variant(names, words, site, masked(keep))
+    groups = list(_groups(tape, nodes, read))
+    for order, words in _writings(read):
+        for only, (group, whose) in itertools.product((False, True), groups):
+            # all that is read is written, or only what is not 0; what is not overwritten stays
+            writes = order[(some | (not only))[order]]
+            _, last = np.unique((group * x.size + every)[writes[::-1]], return_index=True)
+            keep = np.isin(np.arange(every.size), writes[::-1][last]) * 1.0
+            words_ = f"where several uses of {{{v}}} meet{whose}, the {words} overwrites the others"
+            yield Variant(names, words_, site, masked(keep))
     words = f"divided by how often {{{v}}} is used"
     yield Variant((names[0], "factor"), words, site, masked(1 / times[every]))
+
+
+def _writings(read):
+    # orders in which what was read is written, and the use that is written at the end
+    at = np.arange(sum(r.size for r in read))
+    yield at, "last"
+    yield at[::-1], "first"
+    if len(read) > 1:
+        by_node = np.split(at, np.cumsum([r.size for r in read])[:-1])
+        yield np.concatenate(by_node[::-1]), "first round"
+
+
+def _groups(tape, nodes, read):
+    # within what uses overwrite one another: all, those of a round, or along an axis of the ids
+    every = np.zeros(sum(r.size for r in read), int)
+    yield every, ""
+    if len(nodes) > 1:
+        yield np.repeat(np.arange(len(read)), [r.size for r in read]), " in one round"
+    elif tape.nodes[nodes[0]].op.name == "gather":
+        shape = np.shape(tape.operands(tape.nodes[nodes[0]])[1])[:-1]
+        for axis in range(len(shape)) if len(shape) > 1 else ():
+            places = np.indices(shape)[axis].ravel()
+            yield np.repeat(places, every.size // places.size), f" at one place of axis {axis}"
 
 
 def _masked(met, mask):
