@@ -24,7 +24,7 @@ def pdf(notebook, edition, paper="a4"):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = manuscript.markdown(notebook, folder, paper=True)
-        body = manuscript.pandoc(text, "typst-smart", "--syntax-highlighting=none")
+        body = manuscript.pandoc(text, "typst-smart", "--syntax-highlighting=none", "--wrap=none")
         return compiled(
             "handout.typ",
             body,
