@@ -67,6 +67,7 @@ def edits(tape, right):
             yield from _other_comparisons(tape, nodes)
             yield from _other_integers(tape, nodes)
             yield from _other_ends(tape, nodes)
+            yield from _other_ids(tape, nodes)
     yield from _other_softmax(tape, right)
     yield from _other_windows(tape, right)
     yield from _other_arguments(tape, right)
@@ -128,15 +129,15 @@ def _other_numbers(tape, nodes):
         if np.ndim(number) or np.asarray(number).dtype.kind != "f":
             continue
         for other in (2 * number, number / 2, -number):
-            there = dict.fromkeys(nodes, partial(_with_number, op=node.op, j=j, other=other))
-            back = dict.fromkeys(nodes, partial(_with_number, op=node.op, j=j, other=other))
+            there = dict.fromkeys(nodes, partial(_with_operand, op=node.op, j=j, other=other))
+            back = dict.fromkeys(nodes, partial(_with_operand, op=node.op, j=j, other=other))
             words = f"{other:g} stands for {number:g}"
             names = ("forward", "factor")
             yield Edit(names, words, node.site, there, back)
             yield Edit(names, f"{words}, in what the rules read", node.site, there, {})
 
 
-def _with_number(operands, *rest, op, j, other):
+def _with_operand(operands, *rest, op, j, other):
     # forward, or back where results and cotangents are given
     operands = [other if k == j else x for k, x in enumerate(operands)]
     return pull(op, operands, *rest) if rest else forward(op, operands)[0]
@@ -163,7 +164,45 @@ def _other_integers(tape, nodes):
     if np.ndim(tape.values[v]) and len(nodes) == 1 and node.op.name not in STRUCTURE:
         for names, words, other in _shifted(tape, v):
             there = {nodes[0]: lambda operands, other=other: other}
-            yield Edit(names, words, node.site, there, {})
+            yield Edit(names, words, node.site, there, _in_range(tape))
+
+
+def _in_range(tape):
+    # an index that is too large picks nothing, as in a one-hot row
+    gathers = [n for n, node in enumerate(tape.nodes) if node.op.name == "gather"]
+    return {n: partial(_of_gather, op=tape.nodes[n].op) for n in gathers}
+
+
+def _of_gather(operands, results, ds, op):
+    x, index = operands
+    numbers = op.params["dimension_numbers"]
+    last = [x.shape[a] - op.params["slice_sizes"][a] for a in numbers.start_index_map]
+    inside = ((index >= 0) & (index <= last)).all(axis=-1)
+    picked = np.expand_dims(inside, numbers.offset_dims)
+    return pull(op, operands, results, [ds[0] * picked])
+
+
+_PICKING = {"gather", "scatter-add"}
+
+
+def _other_ids(tape, nodes):
+    # other ids of the same shape, here alone
+    node = tape.nodes[nodes[0]]
+    if node.op.name not in _PICKING or len(nodes) > 1:
+        return
+    mine = tape.values[node.operands[1]]
+    seen = [mine]
+    for u, x in enumerate(tape.values):
+        ids = isinstance(x, np.ndarray) and x.dtype == mine.dtype and x.shape == mine.shape
+        if not ids or any(np.array_equal(x, known) for known in seen):
+            continue
+        seen.append(x)
+        change = partial(_with_operand, op=node.op, j=1, other=x)
+        there, back = {nodes[0]: change}, {nodes[0]: change}
+        words = f"the ids {{{u}}} stand for {{{node.operands[1]}}}"
+        names = ("operand", "residual")
+        for some in (there, {}), ({}, back), (there, back):
+            yield Edit(names, words, node.site, *some)
 
 
 def _shifted(tape, v):
@@ -246,7 +285,7 @@ def _other_arguments(tape, right):
         if v in tape.maker or v in tape.literals or v not in tape.uses or not np.size(x):
             continue
         for names, words, other in _shifted(tape, v):
-            yield Edit(names, words, None, {}, {}, {v: other})
+            yield Edit(names, words, None, {}, _in_range(tape), {v: other})
         for name, other in _turned(x):
             words = f"{{{v}}} is read {name}"
             yield Edit((name, "operand"), words, None, {}, {}, {v: other}, STRUCTURE)

@@ -161,6 +161,12 @@ def _others(met, live):
     if name == "dot_general":
         for i in live:
             yield from _of_product(i, *map(_is_square, (operands[i], operands[1 - i], result)))
+        if _is_square(result) and np.allclose(result, _turned(result)):
+            for times, words in ((2, "twice"), (0.5, "half")):
+                words = f"the diagonal of what arrives counts {words}"
+                times = 1 + (times - 1) * np.eye(result.shape[-1])
+                again = lambda met, times=times: met.again([met.ds[0] * times])  # noqa: E731
+                yield ("diagonal", "symmetric"), words, again
     elif name == "tap" and operands[0]:
         ones = replacing(1, lambda met: np.ones_like(met.back[1]))
         yield ("upstream",), "the cotangent that arrives is left out", ones
@@ -183,12 +189,43 @@ def _others(met, live):
         words = "an entry's own place is left out"
         yield ("shifted", "diagonal"), words, lambda met: [met.back[0] - met.ds[0]]
         yield ("carry", "local factor"), "an entry's own place alone", lambda met: [met.ds[0]]
+        others = set(range(1, result.ndim + 1)) - {axis} if name == "cumsum" else ()
+        for other in others:
+            words = f"summed along axis {other - 1}, not along axis {axis - 1}"
+            yield ("axis",), words, partial(_cumulated, axis=other)
+    elif name == "transpose":
+        words = "the axes are not moved back"
+        yield ("permuted", "transposed"), words, lambda met: [met.ds[0].reshape(met.back[0].shape)]
+    elif name == "reshape":
+        for axes in _orders(*sorted((operands[0].shape, result.shape), key=len)):
+            words = "the axes are taken apart, or put together, in another order"
+            yield ("permuted", "column-major"), words, partial(_reordered, axes=axes)
     elif name == "select_n" and len(operands) == 3:
         for names, words, side in (
             (("slope", "masked"), "the sign of the cotangent chooses", lambda met: met.ds[0] > 0),
             (("masked", "slope"), "the other side is chosen", lambda met: met.operands[0] == 0),
         ):
             yield names, words, partial(_chosen, side=side)
+
+
+def _cumulated(met, axis):
+    return [np.flip(np.cumsum(np.flip(met.ds[0], axis), axis), axis)]
+
+
+def _orders(coarse, fine):
+    # other orders of all axes, of which 2 to 4 are one axis of the coarse shape
+    for a, b in itertools.combinations(range(len(fine) + 1), 2):
+        if 1 < b - a <= 4 and coarse == (*fine[:a], int(np.prod(fine[a:b])), *fine[b:]):
+            for order in list(itertools.permutations(range(a, b)))[1:]:
+                yield *range(a), *order, *range(b, len(fine))
+
+
+def _reordered(met, axes):
+    d, x = met.ds[0], met.back[0].shape
+    axes = [0, *(a + 1 for a in axes)]
+    if len(axes) == d.ndim:
+        return [d.transpose(axes).reshape(x)]
+    return [d.reshape([x[a] for a in axes]).transpose(np.argsort(axes))]
 
 
 def _is_square(x):

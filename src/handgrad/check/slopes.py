@@ -60,6 +60,7 @@ OF_ANY = [
 OF_ONE = [
     (("slope",), "1 - o stands for the slope", lambda p: 1 - p.o),
     (("slope",), "1 + o stands for the slope", lambda p: 1 + p.o),
+    (("slope",), "o - (1 - o) stands for o (1 - o)", lambda p: 2 * p.o - 1),
     (("slope",), "o (1 - o) stands for the slope", lambda p: p.o * (1 - p.o)),
     (("slope",), "1 - o^2 stands for the slope", lambda p: 1 - p.o * p.o),
     (("slope", "sign"), "1 + o^2 stands for the slope", lambda p: 1 + p.o * p.o),
@@ -67,6 +68,9 @@ OF_ONE = [
     (("slope", "residual"), "1 - x^2 stands for 1 - o^2", lambda p: 1 - p.x * p.x),
     (("slope", "residual"), "x stands for the slope", lambda p: p.x),
     (("output", "slope"), "the slope is taken at the output", lambda p: p.at(p.o)),
+    (("slope", "operand"), "the slope is taken at the cotangent", lambda p: p.at(p.d)),
+    (("slope", "upstream"), "the slope at the cotangent stands alone", lambda p: p.at(p.d) / p.d),
+    (("upstream",), "what arrives is left out: the slope stands alone", lambda p: p.s / p.d),
     (("slope",), "the sign of x stands for the slope", lambda p: p.x > 0),
     (("slope", "local factor"), "its root stands for the slope", lambda p: np.sqrt(p.s)),
     (("slope", "forward"), "sigmoid's slope stands for its own", lambda p: _sigmoid_slope(p.x)),
@@ -142,7 +146,7 @@ def of_regions(tape, right):
         value = tape.values[o]
         slope = slope_between(tape, x, o)
         point = Point(tape.values[x], value, slope, right[o])
-        choices = OF_ANY + OF_ONE if slope is not None else OF_ANY + OF_ONE[:10]
+        choices = OF_ANY + OF_ONE if slope is not None else OF_ANY + OF_ONE[:14]
         of_shares = list(_of_shares(value))
         if of_shares:
             choices = of_shares + OF_ANY
@@ -226,7 +230,14 @@ def _of_shares(o):
     for axis, log in shares(o):
         diagonal = (lambda p: 1 - np.exp(p.o)) if log else (lambda p: p.o * (1 - p.o))
         yield ("diagonal", "slope"), "softmax's Jacobian has its diagonal alone", diagonal
-        if not log:
+        if log:
+            for number in (-1, 1):
+                rule = partial(_per_cotangent, lambda o, d, number=number: d - np.exp(o) * number)
+                words = f"the sum of what arrives is taken for {number}"
+                yield ("upstream", "operand"), words, rule
+            rule = partial(_per_cotangent, partial(softmax_rule, axes=axis, log=False))
+            yield ("slope", "value"), "softmax's rule stands for that of its logarithm", rule
+        else:
             rule = partial(_per_cotangent, partial(_unweighted, axis=axis))
             yield ("local factor", "operand"), "softmax's sum lacks the weights", rule
         others = [(a,) for a in range(o.ndim) if a != axis] + [tuple(range(o.ndim))]

@@ -445,6 +445,9 @@ def _of_examples(suspects):
         words = f"{where} alone: the cotangents of all examples add"
         for place, value in enumerate(arrays):
             yield place, Alternative((Mistake("batch", words),), value)
+    words = "every example has the first one's cotangent"
+    pair = Mistake("batch", words), again.at._replace(own=jax.tree.map(partial(_first, batch), own))
+    yield from _everywhere(again, [pair])
     words = "summed over the wrong axis: sum over the batch, axis 0"
     for place, value in enumerate(results[0]) if n <= LIMIT else ():
         every = np.stack([arrays[place] for arrays in results[:n]])
@@ -460,6 +463,10 @@ def _batch(at):
     leading = [shape for shape in leading if shape and shape[0] == first[0][0]] if first else []
     shared = itertools.takewhile(lambda sizes: len(set(sizes)) == 1, zip(*leading, strict=False))
     return tuple(sizes[0] for sizes in shared)
+
+
+def _first(batch, d):
+    return np.broadcast_to(d[:1], d.shape) if np.shape(d)[:1] == batch[:1] else np.asarray(d)
 
 
 def _masked(mask, d):
