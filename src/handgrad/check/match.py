@@ -23,7 +23,7 @@ from handgrad.check.slopes import bypassed, of_regions, of_slope, once_more
 from handgrad.check.tape import Tape, numbers
 from handgrad.check.uses import overwritten, permuted
 from handgrad.check.walk import backward, differences, most_at_once
-from handgrad.check.words import sentence
+from handgrad.check.words import INNER, sentence
 
 MEMORY = 2**22  # numbers that the cotangents of a chunk of variants may hold
 ROWS = 64  # variants in a chunk
@@ -121,7 +121,7 @@ class _Search:
         best = [
             r._replace(words=sentence(self.tape, r.words, self.names)) for r in _best(self.found)
         ]
-        return Search(best, self.exhaustive)
+        return Search([r for r in best if INNER not in r.words], self.exhaustive)
 
     def afford(self, work):
         self.left -= work

@@ -11,12 +11,13 @@ from jax._src import source_info_util
 
 LONGEST = 60  # letters of an expression that are shown
 CHECK = Path(__file__).parent
+INNER = "a value of the checker's own"
 
 
 def where(tape, site):
     """Such as "at `tanh(h @ W + b)` (line 12)"; the name of the operation where no source is."""
     expression, line = _source(tape, site)
-    if expression is None:
+    if not expression:
         return f"at {tape.operation(site)}"
     return f"at `{expression}`" + (f" (line {line})" if line else "")
 
@@ -29,6 +30,7 @@ def sentence(tape, parts, names):
     said = []
     for site, words in parts:
         words = re.sub(r"{(\d+)}", lambda found: _called(tape, int(found[1]), names), words)
+        words = re.sub(r"(`[^`]+`), not \1", r"another \1 than it should", words)
         said.append(words if site is None else f"{where(tape, site)}: {words}")
     return "; and ".join(said)
 
@@ -38,6 +40,8 @@ def _called(tape, v, names):
         node = tape.nodes[tape.maker[v]]
         if node.op.name not in _PASSING:
             expression, _ = _source(tape, node.site)
+            if expression == "":
+                return INNER
             return f"`{expression}`" if expression else f"the result of {node.op.name}"
         v = node.operands[node.op.name == "tap"]  # whose first operand says whether it is taken
     return names.get(v, "a constant")
@@ -55,7 +59,7 @@ def _source(tape, site):
         frame = source_info_util.user_frame(info.traceback)
         file = Path(frame.file_name)
         if file.parent == CHECK:
-            return None, None  # no line of the reader's
+            return "", None  # no line of the reader's
         line = linecache.getline(frame.file_name, frame.start_line)
         if not line.strip():
             return None, None
