@@ -21,8 +21,9 @@ from IPython.utils.capture import capture_output
 from reading import NOTEBOOKS, REGION, prose, sections
 
 from handgrad import GradientMismatch, figures
-from handgrad.check import explain, oracles, rule
+from handgrad.check import oracles, rule
 from handgrad.check.arrays import put
+from handgrad.check.naming import explain
 
 LAYERS = NOTEBOOKS[0].parents[1] / "tests" / "layers"
 

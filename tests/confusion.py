@@ -21,7 +21,7 @@ import numpy as np
 from handgrad.catalog import ROWS
 from handgrad.check.arrays import argument_names, float_arguments, once, put
 from handgrad.check.compare import Judge, compare_leaf
-from handgrad.check.explain import explained
+from handgrad.check.naming.explain import explained
 from handgrad.check.oracles import consult
 from handgrad.check.rounding import Rounding
 from handgrad.check.rule import judged, suspects_of

@@ -488,7 +488,7 @@ def test_right_steps_are_right(capsys):
 @pytest.mark.parametrize(("first", "second"), [*itertools.combinations_with_replacement(ORDER, 2)])
 def test_only_the_wrong_steps_are_blamed_and_the_first_is_named(first, second, monkeypatch):
     # which are blamed is enough here; to find out why takes longer
-    monkeypatch.setattr("handgrad.check.explain.explain", lambda *operands: {})
+    monkeypatch.setattr("handgrad.check.naming.explain.explain", lambda *operands: {})
     with pytest.raises(GradientMismatch) as mismatch:
         check_steps(loss, at=AT, **steps(first, second))
     *lines, mend = str(mismatch.value).splitlines()

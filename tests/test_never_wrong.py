@@ -26,7 +26,7 @@ def the_same_numbers_whatever_ran_before():
 @pytest.fixture
 def unexplained(monkeypatch):
     """That something is wrong is enough; to find out what takes longer."""
-    monkeypatch.setattr("handgrad.check.explain.explain", lambda *operands: {})
+    monkeypatch.setattr("handgrad.check.naming.explain.explain", lambda *operands: {})
 
 
 def outcomes(check, *args, **more):

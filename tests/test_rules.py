@@ -222,7 +222,7 @@ def mutants(row):
 @rules
 def test_breaking_any_one_term_of_a_rule_is_noticed(row, monkeypatch):
     # that it is noticed is enough here; to name the mistake takes longer, and to compile it too
-    monkeypatch.setattr("handgrad.check.explain.explain", lambda *operands: {})
+    monkeypatch.setattr("handgrad.check.naming.explain.explain", lambda *operands: {})
     monkeypatch.setattr("handgrad.check.rule.once", lambda f: f)
     found = list(mutants(row))
     assert found, "nothing to break?"

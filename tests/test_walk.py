@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handgrad.check import match
-from handgrad.check.tape import Tape
-from handgrad.check.variants import Operands, exchanged
-from handgrad.check.walk import backward
+from handgrad.check.naming import match
+from handgrad.check.naming.tape import Tape
+from handgrad.check.naming.variants import Operands, exchanged
+from handgrad.check.naming.walk import backward
 
 draw = np.random.default_rng(17).normal
 

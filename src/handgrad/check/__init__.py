@@ -6,9 +6,10 @@ shows one line per gradient, returns a Report, and raises GradientMismatch when 
 How to use it: notebooks/08_checking.ipynb and notebooks/33_kernels.ipynb
 How it works: notebooks/32_checker.ipynb
 
-rule, gradient, steps and vjp hold the four; compare judges two arrays; explain, mistakes and
-variants find out what was done to get a wrong one; jaxpr looks inside the program, and plain takes
-rules out of it; report shows what was found; pytest_plugin brings check_vjp into test suites.
+rule, gradient, steps and vjp hold the four. compare judges two arrays, by what rounding measures
+and oracles know; naming finds out what was done to get a wrong one. jaxpr looks inside the program,
+plain takes rules out of it, call sorts arguments; report shows what was found; pytest_plugin brings
+check_vjp into test suites.
 """
 
 from importlib import import_module

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves
 
 from handgrad.check.arrays import is_float
-from handgrad.check.explain import Finding
+from handgrad.check.naming.explain import Finding
 from handgrad.check.report import RIGHT, UNJUDGED, WRONG, Verdict
 
 # Relative to an entry itself, where a mistake makes more; and to the largest entry, for the arrays

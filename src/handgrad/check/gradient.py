@@ -17,11 +17,11 @@ from handgrad.check.arrays import (
     traced,
 )
 from handgrad.check.compare import Judge, born_in, compare
-from handgrad.check.explain import explained
 from handgrad.check.jaxpr import birth_of_nan, changes
+from handgrad.check.naming.explain import explained
+from handgrad.check.naming.variants import Operands, Suspects
 from handgrad.check.report import Report
 from handgrad.check.rounding import Rounding
-from handgrad.check.variants import Operands, Suspects
 
 
 def check_gradient(hand, f, /, *args, power=False):

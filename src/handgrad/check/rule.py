@@ -17,12 +17,12 @@ from handgrad.check.arrays import (
     put,
 )
 from handgrad.check.compare import Judge, compare, compare_leaf
-from handgrad.check.explain import explained
 from handgrad.check.jaxpr import birth_of_nan
-from handgrad.check.mistakes import Mistake
+from handgrad.check.naming.explain import explained
+from handgrad.check.naming.mistakes import Mistake
+from handgrad.check.naming.variants import Operands, Suspects, exchanged
 from handgrad.check.oracles import _inner, consult
 from handgrad.check.report import RIGHT, UNJUDGED, WRONG, GradientMismatch, Report, Verdict
-from handgrad.check.variants import Operands, Suspects, exchanged
 
 
 def check_rule(f, f_fwd, f_bwd, /, *args, **hyper):

@@ -26,12 +26,12 @@ from handgrad.check.arrays import (
     traced,
 )
 from handgrad.check.compare import Judge, compare, right, unjudged
-from handgrad.check.explain import explained
 from handgrad.check.gradient import no_judge, times
 from handgrad.check.jaxpr import birth_of_nan
+from handgrad.check.naming.explain import explained
+from handgrad.check.naming.variants import Operands, Suspects, exchanged
 from handgrad.check.report import RIGHT, WRONG, Report
 from handgrad.check.rounding import Rounding
-from handgrad.check.variants import Operands, Suspects, exchanged
 
 _recorders = []
 

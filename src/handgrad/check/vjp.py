@@ -21,8 +21,8 @@ from jax.tree_util import (
 from handgrad.check.arrays import is_float, once
 from handgrad.check.call import called, generic
 from handgrad.check.compare import Judge, compare_leaf, unjudged
-from handgrad.check.explain import explained
 from handgrad.check.jaxpr import changes
+from handgrad.check.naming.explain import explained
 from handgrad.check.plain import operations, plain, rules
 from handgrad.check.report import RIGHT, UNJUDGED, WRONG, GradientMismatch, Report, Verdict
 from handgrad.check.rounding import MARGIN, Rounding

@@ -5,8 +5,8 @@ Derivation: notebooks/32_checker.ipynb
 
 import numpy as np
 
-from handgrad.check.local import slopes
-from handgrad.check.replacements import is_live
+from handgrad.check.naming.local import slopes
+from handgrad.check.naming.replacements import is_live
 
 LONGEST = 60  # nodes
 DEEPEST = 12  # values, one above the other, that a region may start with

@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from handgrad.check.local import forward
-from handgrad.check.replacements import Variant, at_all, is_live, sites, without
+from handgrad.check.naming.local import forward
+from handgrad.check.naming.replacements import Variant, at_all, is_live, sites, without
 
 SELECTIONS = {"slice", "take", "gather", "dynamic_slice"}
 PARTS = 4  # parts of a value whose orders are tried

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from handgrad.check.local import forward, slopes, summed_to
-from handgrad.check.regions import below, regions, slope_between
-from handgrad.check.replacements import Variant, at_all, axes_of, is_live, replacing, without
+from handgrad.check.naming.local import forward, slopes, summed_to
+from handgrad.check.naming.regions import below, regions, slope_between
+from handgrad.check.naming.replacements import Variant, at_all, axes_of, is_live, replacing, without
 
 
 class Point(NamedTuple):

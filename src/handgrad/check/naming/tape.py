@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from handgrad.check.jaxpr import parts_of_scan
-from handgrad.check.local import forward, plain
+from handgrad.check.naming.local import forward, plain
 
 NODES = 8000  # a scan that would make the tape longer than that stays one operation
 

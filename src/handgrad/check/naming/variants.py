@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from handgrad.check.arrays import once
-from handgrad.check.formulas import LABEL
-from handgrad.check.mistakes import Alternative, Hypothesis, Mistake
-from handgrad.check.program import Program, dependence, is_discrete
+from handgrad.check.naming.formulas import LABEL
+from handgrad.check.naming.mistakes import Alternative, Hypothesis, Mistake
+from handgrad.check.naming.program import Program, dependence, is_discrete
 
 LIMIT = 64  # a Jacobian with more rows is not built, nor are more variants of one kind tried
 MEMORY = 2**24  # numbers that the variants of one run may hold together

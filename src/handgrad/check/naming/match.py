@@ -15,15 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from handgrad.check.edits import edits, gradients
-from handgrad.check.loops import loops
-from handgrad.check.others import crossed, elsewhere, rerouted
-from handgrad.check.replacements import of_axes, of_operation, of_path, of_sites, over_more_axes
-from handgrad.check.slopes import bypassed, of_regions, of_slope, once_more
-from handgrad.check.tape import Tape, numbers
-from handgrad.check.uses import overwritten, permuted
-from handgrad.check.walk import backward, differences, most_at_once
-from handgrad.check.words import INNER, sentence
+from handgrad.check.naming.edits import edits, gradients
+from handgrad.check.naming.loops import loops
+from handgrad.check.naming.others import crossed, elsewhere, rerouted
+from handgrad.check.naming.replacements import (
+    of_axes,
+    of_operation,
+    of_path,
+    of_sites,
+    over_more_axes,
+)
+from handgrad.check.naming.slopes import bypassed, of_regions, of_slope, once_more
+from handgrad.check.naming.tape import Tape, numbers
+from handgrad.check.naming.uses import overwritten, permuted
+from handgrad.check.naming.walk import backward, differences, most_at_once
+from handgrad.check.naming.words import INNER, sentence
 
 MEMORY = 2**22  # numbers that the cotangents of a chunk of variants may hold
 ROWS = 64  # variants in a chunk

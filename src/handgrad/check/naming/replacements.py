@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handgrad.check.local import letters_of
-from handgrad.check.walk import Met
+from handgrad.check.naming.local import letters_of
+from handgrad.check.naming.walk import Met
 
 FEW = 4  # times that a site may run for each of them to be tried alone
 

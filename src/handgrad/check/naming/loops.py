@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from handgrad.check.local import Part, pull
-from handgrad.check.replacements import Variant, is_carry, paths, sites, without
+from handgrad.check.naming.local import Part, pull
+from handgrad.check.naming.replacements import Variant, is_carry, paths, sites, without
 
 LONGEST = 5  # rounds between two cuts
 

@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from handgrad.check.local import forward
-from handgrad.check.replacements import Variant, at_all, paths, sites
+from handgrad.check.naming.local import forward
+from handgrad.check.naming.replacements import Variant, at_all, paths, sites
 
 NEAR = 30  # arrays that may stand for one, the nearest
 PEERS = 10  # operations that may read each other's array

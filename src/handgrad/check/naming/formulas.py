@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from handgrad.check.mistakes import Alternative, Hypothesis, Mistake
+from handgrad.check.naming.mistakes import Alternative, Hypothesis, Mistake
 
 LABEL = Mistake("label", "a label, or an id, is off by one: they count from 0")
 

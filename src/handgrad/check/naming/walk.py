@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handgrad.check.local import Part, product_pull, pull
+from handgrad.check.naming.local import Part, product_pull, pull
 
 
 class Met(NamedTuple):

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handgrad.check.local import SLOPES, Part, forward, pull
-from handgrad.check.regions import regions
-from handgrad.check.slopes import shares, softmax_rule
-from handgrad.check.walk import backward
+from handgrad.check.naming.local import SLOPES, Part, forward, pull
+from handgrad.check.naming.regions import regions
+from handgrad.check.naming.slopes import shares, softmax_rule
+from handgrad.check.naming.walk import backward
 
 
 class Edit(NamedTuple):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handgrad.check.formulas import hypotheses, ties
-from handgrad.check.match import search
-from handgrad.check.mistakes import SIGN, Alternative, Diagnosis, Hypothesis, Wrong, diagnose
+from handgrad.check.naming.formulas import hypotheses, ties
+from handgrad.check.naming.match import search
+from handgrad.check.naming.mistakes import SIGN, Alternative, Diagnosis, Hypothesis, Wrong, diagnose
 
 READINGS = 3  # that are told of one gradient
 PAIR = 5  # the rank of readings of two things that were done
