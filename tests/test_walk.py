@@ -153,8 +153,42 @@ def gelu(x):
     return jax.nn.gelu(x, approximate=True)
 
 
-def gelu_backward(floats, dz, *, exact=True):
-    return {0: dz * jax.vmap(jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, not exact))))(floats[0])}
+def gelu_backward(floats, dz, *, exact=True, at=lambda x: x):
+    slope = jax.vmap(jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, not exact))))
+    return {0: dz * slope(at(floats[0]))}
+
+
+def turn(*xs, sign=1, first=1):
+    T, d = xs[0].shape
+    angle = (jnp.arange(T) + first)[:, None] * 3.0 ** -jnp.arange(d // 2)
+    cos, sin = jnp.cos(angle), sign * jnp.sin(angle)
+    pairs = (jnp.split(x, 2, axis=1) for x in xs)
+    return [jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1) for a, b in pairs]
+
+
+def rotary(q, k):
+    q, k = turn(q, k)
+    return q @ k.T
+
+
+def rotary_backward(floats, dz, *, before=False, **way):
+    q, k = turn(*floats)
+    way = {"sign": -1} | way
+    return dict(enumerate(turn(dz @ (floats[1] if before else k), dz.T @ q, **way)))
+
+
+def heads_and_positions(x, P):
+    heads = (x + P[: len(x)]).reshape(len(x), 2, -1)
+    return jnp.tanh(heads.transpose(1, 0, 2))
+
+
+def heads_and_positions_backward(floats, dz, *, axes=True, end=False):
+    x, P = floats
+    da = dz * (1 - heads_and_positions(x, P) ** 2)
+    da = np.asarray(da.transpose(1, 0, 2) if axes else da).reshape(x.shape)
+    dP = np.zeros_like(P)
+    dP[slice(-len(x), None) if end else slice(len(x))] = da
+    return {0: da, 1: dP}
 
 
 SEQUENCE = tuple(draw(size=s) / 2 for s in ((5, 3, 4), (4, 6), (6, 6), (6,), (3, 6)))
@@ -187,6 +221,12 @@ OF_HEADS = attention, HEADS, attention_backward
 OF_NORM = layer_norm, ROWS, layer_norm_backward
 OF_GATES = gated, GATES, gated_backward
 TABLE, SCORES = (draw(size=(6, 3)),), (draw(size=(4, 5)),)
+OF_ROTARY = rotary, (draw(size=(5, 6)), draw(size=(5, 6))), rotary_backward
+OF_POSITIONS = (
+    heads_and_positions,
+    (draw(size=(4, 6)), draw(size=(7, 6))),
+    heads_and_positions_backward,
+)
 READS = r"reads `x @ V`, not `jnp.tanh\(x @ V\)`"
 LAST = r"`table\[IDS\]`.*uses of 0 meet, the last overwrites"
 MISTAKES = {
@@ -212,6 +252,14 @@ MISTAKES = {
         masked, SCORES, masked_backward, {"mask": False}, "masked", "where.*rules read"
     ),
     "gelu": Planted(gelu, SCORES, gelu_backward, {}, "forward", "exact form"),
+    "output": Planted(
+        gelu, SCORES, gelu_backward, {"exact": False, "at": gelu}, "output", "at the output"
+    ),
+    "forwards": Planted(*OF_ROTARY, {"sign": 1}, "sign", r"jnp\.sin.*on the way back alone"),
+    "next": Planted(*OF_ROTARY, {"first": 2}, "shifted", "1 too high, on the way back alone"),
+    "unturned": Planted(*OF_ROTARY, {"before": True}, "operand", r"reads 1, not `.*cos"),
+    "axes": Planted(*OF_POSITIONS, {"axes": False}, "permuted", r"`.*transpose.*not moved back"),
+    "end": Planted(*OF_POSITIONS, {"end": True}, "shifted", "counts 1 from the other end"),
     "two": Planted(
         *(*OF_GATES, {"gate": lambda s: s, "slope": lambda t: 1 - t}, "value", "; and at")
     ),

@@ -21,8 +21,9 @@ class Edit(NamedTuple):
     """A changed program, and what is said of it, as of a Variant.
 
     forward and back give other results and rules of some nodes; start holds other values to begin
-    with; where through is given, only nodes of these operations see what has changed; across takes
-    a cotangent from a node to an earlier value, by a rule.
+    with; where through is given, only nodes of these operations see what has changed, and where it
+    is inert only constants change, so that the forward pass stays right; across takes a cotangent
+    from a node to an earlier value, by a rule.
     """
 
     names: tuple
@@ -35,6 +36,7 @@ class Edit(NamedTuple):
     across: dict = {}  # noqa: RUF012
     free: str = ""
     rank: int = 3
+    inert: bool = False
 
 
 def gradients(tape, edit):
@@ -46,7 +48,8 @@ def gradients(tape, edit):
         if n in edit.forward:
             results = [np.asarray(edit.forward[n](tape.operands(node, values)))]
         elif changed.intersection(node.operands) and (
-            edit.through is None or node.op.name in edit.through
+            not (edit.inert and tape.active[node.results[0]])
+            and (edit.through is None or node.op.name in edit.through)
         ):
             results = forward(node.op, tape.operands(node, values))
         else:
@@ -71,6 +74,9 @@ def edits(tape, right):
     yield from _other_softmax(tape, right)
     yield from _other_windows(tape, right)
     yield from _other_arguments(tape, right)
+    for nodes in reversed(tape.of_site.values()):
+        if any(n in matters for n in nodes):
+            yield from _other_constants(tape, nodes)
 
 
 def _matters(tape, right):
@@ -257,8 +263,33 @@ def _window(start, shape):
     return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
 
 
+def _other_constants(tape, nodes):
+    # what the way back alone reads otherwise: the sines of a rotation, or positions
+    node, v = tape.nodes[nodes[0]], tape.nodes[nodes[0]].results[0]
+    if tape.active[v] or node.op.name in STRUCTURE or not np.size(tape.values[v]):
+        return
+    if np.asarray(tape.values[v]).dtype.kind == "f":
+        changes = [(("sign", "operand"), f"{{{v}}} has the wrong sign", np.negative)]
+    elif np.asarray(tape.values[v]).dtype.kind == "i":
+        changes = [
+            (("shifted", "operand"), f"{{{v}}} is 1 too {which}", partial(np.add, by))
+            for which, by in (("low", -1), ("high", 1))
+        ]
+    else:
+        return
+    for names, words, change in changes:
+        there = dict.fromkeys(nodes, partial(_then, op=node.op, change=change))
+        yield Edit(names, f"{words}, on the way back alone", node.site, there, {}, inert=True)
+
+
+def _then(operands, op, change):
+    return change(forward(op, operands)[0])
+
+
 def _other_ends(tape, nodes):
     node = tape.nodes[nodes[0]]
+    if node.op.name == "slice":
+        yield from _other_end(tape, node, nodes)
     low, high, inner = np.array(node.op.params.get("padding_config", [(0, 0, 1)])).T
     if node.op.name != "pad" or inner.any() or min(*low, *high) < 0:
         return
@@ -267,6 +298,23 @@ def _other_ends(tape, nodes):
             words = f"the padding is cut from the {end} end alone"
             back = dict.fromkeys(nodes, partial(_cut, start=cut))
             yield Edit(("shifted",), words, node.site, {}, back)
+
+
+def _other_end(tape, node, nodes):
+    # what is taken from one end of an array, taken from the other
+    v, part = node.operands[0], np.shape(tape.values[node.results[0]])
+    start, room = np.array(node.op.params["start_indices"]), np.shape(tape.values[v])
+    room = np.subtract(room, part)
+    if node.op.params["strides"] or not room.any() or not np.isin(start, (0 * room, room)).all():
+        return
+    at = _window(room - start, part)
+    words = f"counts {{{v}}} from the other end"
+    if tape.active[v]:
+        back = dict.fromkeys(nodes, lambda operands, results, ds: [Part(at, ds[0])])
+        yield Edit(("shifted", "reversed"), words, node.site, {}, back)
+    else:
+        there = dict.fromkeys(nodes, lambda operands: operands[0][at])
+        yield Edit(("shifted", "operand"), words, node.site, there, {})
 
 
 def _cut(operands, results, ds, start):

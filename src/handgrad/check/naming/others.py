@@ -37,6 +37,14 @@ def elsewhere(tape, right):
             for other, words in _choices(tape.values, nodes, present, known):
                 hits = {n: partial(_reading, j=j, u=tape.values[u]) for n, u in other.items()}
                 yield Variant(names, f"reads {words}", site, hits, rank=3)
+            turns = [tape.nodes[tape.maker[v]] for v in present if v in tape.maker]
+            if len(turns) == len(nodes) and {turn.op.name for turn in turns} == {"transpose"}:
+                order = turns[0].op.params["permutation"]
+                behind = [turn.operands[0] for turn in turns]
+                for other, words in _choices(tape.values, nodes, behind, known):
+                    turned = {n: tape.values[u].transpose(order) for n, u in other.items()}
+                    hits = {n: partial(_reading, j=j, u=u) for n, u in turned.items()}
+                    yield Variant(names, f"reads {words}", site, hits, rank=3)
             v = present[-1]
             if v in tape.inputs and right[v] is not None:
                 hits = at_all(nodes, partial(_updated, j=j, u=right[v]))

@@ -5,7 +5,7 @@ Derivation: notebooks/32_checker.ipynb
 
 import numpy as np
 
-from handgrad.check.naming.local import slopes
+from handgrad.check.naming.local import forward, slopes
 from handgrad.check.naming.replacements import is_live
 
 LONGEST = 60  # nodes
@@ -98,12 +98,23 @@ def between(tape, x, o):
     return inner if used <= inner else None
 
 
-def slope_between(tape, x, o):
-    """The slope from x to o where all between them goes element by element, else None."""
+def slope_between(tape, x, o, at=None):
+    """The slope from x to o where all between them goes element by element, else None.
+
+    It is that at another value of x where one is given.
+    """
+    values = list(tape.values)
+    if at is not None:
+        values[x] = at
+        for node in (tape.nodes[n] for n in sorted(between(tape, x, o))):
+            for v, value in zip(
+                node.results, forward(node.op, tape.operands(node, values)), strict=True
+            ):
+                values[v] = value
     sent = {o: np.ones((1, *np.shape(tape.values[o])))}
     for n in sorted(between(tape, x, o) or (), reverse=True):
         node = tape.nodes[n]
-        known = slopes(node.op, tape.operands(node), tape.results(node))
+        known = slopes(node.op, tape.operands(node, values), tape.results(node, values))
         if known is None or node.results[0] not in sent:
             return None
         for v, slope in zip(node.operands, known, strict=True):

@@ -178,6 +178,9 @@ def _others(met, live):
             names = ("slope", "masked", "local factor")
             words = f"sent to all entries {words}, not to the largest"
             yield names, words, partial(_spread, share=share)
+    elif name == "transpose":
+        words = "put into the shape as it is, its axes not moved back"
+        yield ("permuted", "transposed"), words, lambda met: [met.ds[0].reshape(met.back[0].shape)]
     elif name.startswith("cum"):
         axis = met.node.op.params["axis"] + 1
 

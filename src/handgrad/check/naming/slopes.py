@@ -145,7 +145,7 @@ def of_regions(tape, right):
         x, o = pairs[-1]
         value = tape.values[o]
         slope = slope_between(tape, x, o)
-        point = Point(tape.values[x], value, slope, right[o])
+        point = Point(tape.values[x], value, slope, right[o], partial(slope_between, tape, x, o))
         choices = OF_ANY + OF_ONE if slope is not None else OF_ANY + OF_ONE[:14]
         of_shares = list(_of_shares(value))
         if of_shares:
@@ -160,7 +160,8 @@ def of_regions(tape, right):
 
 def _bridged(tape, other, by_slope, d, x, o):
     s = slope_between(tape, x, o) if by_slope else None
-    return d * other(Point(tape.values[x], tape.values[o], s, d))
+    at = partial(slope_between, tape, x, o)
+    return d * other(Point(tape.values[x], tape.values[o], s, d, at))
 
 
 def bypassed(tape, right):
