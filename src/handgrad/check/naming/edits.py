@@ -68,7 +68,7 @@ def edits(tape, right):
             yield from _skipped(tape, nodes)
             yield from _other_numbers(tape, nodes)
             yield from _other_comparisons(tape, nodes)
-            yield from _other_integers(tape, nodes)
+            yield from _other_integers(tape, right, nodes)
             yield from _other_ends(tape, nodes)
             yield from _other_ids(tape, nodes)
     yield from _other_softmax(tape, right)
@@ -165,18 +165,33 @@ def _other_comparisons(tape, nodes):
         yield Edit(("forward", "masked", "shifted"), words, node.site, there, {})
 
 
-def _other_integers(tape, nodes):
+def _other_integers(tape, right, nodes):
     node, v = tape.nodes[nodes[0]], tape.nodes[nodes[0]].results[0]
     if np.ndim(tape.values[v]) and len(nodes) == 1 and node.op.name not in STRUCTURE:
         for names, words, other in _shifted(tape, v):
             there = {nodes[0]: lambda operands, other=other: other}
-            yield Edit(names, words, node.site, there, _in_range(tape))
+            yield Edit(names, words, node.site, there, _in_range(tape, right))
 
 
-def _in_range(tape):
-    # an index that is too large picks nothing, as in a one-hot row
-    gathers = [n for n, node in enumerate(tape.nodes) if node.op.name == "gather"]
-    return {n: partial(_of_gather, op=tape.nodes[n].op) for n in gathers}
+def _in_range(tape, right):
+    # An index that is too large picks nothing, as in a one-hot row; and p - one_hot(y) has p all
+    # the same: what log-softmax takes off, the sum and the maximum, is sent what is right.
+    back = {}
+    for n, node in enumerate(tape.nodes):
+        if node.op.name == "gather":
+            back[n] = partial(_of_gather, op=node.op)
+            v = node.operands[0]
+            while right[v] is not None and v in tape.maker:
+                maker = tape.nodes[tape.maker[v]]
+                if maker.op.name != "sub":
+                    break
+                back[tape.maker[v]] = partial(_of_difference, op=maker.op, d=right[v][None])
+                v = maker.operands[0]
+    return back
+
+
+def _of_difference(operands, results, ds, op, d):
+    return [pull(op, operands, results, ds)[0], pull(op, operands, results, [d])[1]]
 
 
 def _of_gather(operands, results, ds, op):
@@ -333,7 +348,7 @@ def _other_arguments(tape, right):
         if v in tape.maker or v in tape.literals or v not in tape.uses or not np.size(x):
             continue
         for names, words, other in _shifted(tape, v):
-            yield Edit(names, words, None, {}, _in_range(tape), {v: other})
+            yield Edit(names, words, None, {}, _in_range(tape, right), {v: other})
         for name, other in _turned(x):
             words = f"{{{v}}} is read {name}"
             yield Edit((name, "operand"), words, None, {}, {}, {v: other}, STRUCTURE)

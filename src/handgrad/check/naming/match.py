@@ -17,7 +17,7 @@ import numpy as np
 
 from handgrad.check.naming.edits import edits, gradients
 from handgrad.check.naming.loops import loops
-from handgrad.check.naming.others import crossed, elsewhere, rerouted
+from handgrad.check.naming.others import crossed, elsewhere, rerouted, skipped
 from handgrad.check.naming.replacements import (
     of_axes,
     of_operation,
@@ -54,6 +54,7 @@ def _rarer(tape, right):
     yield from over_more_axes(tape, right)
     yield from once_more(tape, right)
     yield from crossed(tape, right)
+    yield from skipped(tape, right)
 
 
 FAMILIES = _simple, elsewhere, _rarer, rerouted  # each is tried if those before don't explain all

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from handgrad.check.naming.local import forward
-from handgrad.check.naming.replacements import Variant, at_all, paths, sites
+from handgrad.check.naming.replacements import Variant, at_all, paths, replacing, sites
 
 NEAR = 30  # arrays that may stand for one, the nearest
 PEERS = 10  # operations that may read each other's array
@@ -55,6 +55,24 @@ def elsewhere(tape, right):
             for other, words in _choices(tape.values, nodes, present, known):
                 hits = {n: partial(_of_value, u=tape.values[u]) for n, u in other.items()}
                 yield Variant(names[::-1], f"its slope is that of {words}", site, hits, rank=3)
+
+
+def skipped(tape, right):
+    """A slope inside is forgotten, so that what follows is taken at what comes before."""
+    names, words = ("forward", "local factor"), "left out, here and in the slope of what reads it"
+    for site, nodes in sites(tape, right):
+        node = tape.nodes[nodes[0]]
+        for k in paths(tape, nodes) if node.op.name in ("mul", "div", "sqrt", "square") else ():
+            through = replacing(k, lambda met: met.ds[0])
+            hits, fits = at_all(nodes, through), True
+            for n in nodes:
+                u, o = tape.nodes[n].operands[k], tape.nodes[n].results[0]
+                fits &= np.shape(tape.values[u]) == np.shape(tape.values[o])
+                for m, j in tape.uses.get(o, ()):
+                    if tape.nodes[m].op.name in _READING:
+                        hits[m] = partial(_reading, j=j, u=tape.values[u])
+            if fits and len(hits) > len(nodes):
+                yield Variant(names, words, site, hits, rank=3)
 
 
 def crossed(tape, right):
