@@ -7,15 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handgrad.check import (
-    GradientMismatch,
-    check_gradient,
-    check_rule,
-    check_steps,
-    explain,
-    tap,
-    variants,
-)
+from handgrad.check import GradientMismatch, check_gradient, check_rule, check_steps, tap
+from handgrad.check.naming import explain, variants
 
 rng = np.random.default_rng(21)
 X, A, S, V = (rng.normal(size=size) for size in ((5, 4), (4, 3), (4, 4), 5))
@@ -261,3 +254,68 @@ def test_more_work_than_is_allowed_is_left_and_said(monkeypatch):
     monkeypatch.setattr(variants, "WORK", 1)
     found = said(check_gradient, of_labels(LABELS) + np.sin(X), entropy, X)["dz"]
     assert found.mistakes == () and "(not tried: other labels, ids and masks" in found.words
+
+
+def test_axes_in_another_order_and_a_diagonal_that_counts_twice_are_named():
+    x, W = rng.normal(size=(5, 2, 3)), rng.normal(size=(6, 4))
+    dense = lambda x, W: x.reshape(5, 6) @ W  # noqa: E731
+
+    def channels_last(args, dz):
+        x, W = args
+        return (dz @ W.T).reshape(5, 3, 2).swapaxes(1, 2), x.reshape(5, 6).T @ dz
+
+    found = of_rule(dense, channels_last, x, W)["dx"]
+    assert found.mistakes[0] == "permuted" and "in another order" in found.words
+    moved = lambda x: jnp.sin(x.transpose(1, 2, 0))  # noqa: E731
+    of_moved = lambda args, dz: ((dz * jnp.cos(args[0].transpose(1, 2, 0))).reshape(5, 2, 3),)  # noqa: E731
+    assert "the axes are not moved back" in of_rule(moved, of_moved, x)["dx"].words
+    total = lambda x: jnp.cumsum(x**2, axis=1)  # noqa: E731
+    of_total = lambda args, dz: (jnp.cumsum(dz[::-1], axis=0)[::-1] * 2 * args[0],)  # noqa: E731
+    found = of_rule(total, of_total, x)["dx"]
+    assert found.mistakes == ("axis",) and "summed along axis 0, not along axis 1" in found.words
+    gram = lambda x: jnp.einsum("bpi,bpj->bij", x, x)  # noqa: E731
+    twice = lambda args, dz: (args[0] @ ((dz + dz.swapaxes(1, 2)) * (1 + jnp.eye(3))),)  # noqa: E731
+    found = of_rule(gram, twice, x)["dx"]
+    assert found.mistakes[0] == "diagonal" and "counts twice" in found.words
+
+
+def test_labels_past_the_last_class_and_ids_of_the_other_end_are_named():
+    wrong = (jax.nn.softmax(X[:, :3]) - jax.nn.one_hot(LABELS + 1, 3)) / 5
+    found = said(check_gradient, wrong, entropy, X[:, :3])["dz"]
+    assert "label" in found.mistakes and "read 1 too high" in found.words
+    source, target = jnp.array([0, 1, 2, 3, 4, 4, 0]), jnp.array([1, 1, 2, 0, 3, 4, 4])
+
+    def degrees(ids):
+        return jax.ops.segment_sum(jnp.ones(7), ids, 5)[:, None]
+
+    def passed(x):
+        return jax.ops.segment_sum((x**2)[source], target, 5) / degrees(target)
+
+    for dz_at, degree_of in ((source, target), (target, source)):
+
+        def of_passed(args, dz, dz_at=dz_at, degree_of=degree_of):
+            sent = (dz / degrees(degree_of))[dz_at]
+            return (2 * args[0] * jax.ops.segment_sum(sent, source, 5),)
+
+        found = of_rule(passed, of_passed, X)["dx"]
+        assert found.mistakes[:2] == ("operand", "residual") and "the ids" in found.words, found
+
+
+def test_what_a_cotangent_stands_for_and_a_slope_inside_are_named():
+    smooth = lambda z: -jax.nn.log_softmax(z).mean(1)  # noqa: E731
+    first = lambda args, dz: ((jax.nn.softmax(args[0]) - 1 / 4) * dz[0],)  # noqa: E731
+    assert "every example has the first one's" in of_rule(smooth, first, X)["dz"].words
+    taken = lambda args, dz: (jax.nn.softmax(args[0]) - dz[:, None] / 4,)  # noqa: E731
+    assert "what arrives is taken for -1" in of_rule(smooth, taken, X)["dz"].words
+    layer = lambda x, A: jnp.tanh(x @ A)  # noqa: E731
+
+    def at_the_cotangent(args, dz):
+        x, A = args
+        d = 1 - jnp.tanh(dz) ** 2
+        return d @ A.T, x.T @ d
+
+    found = of_rule(layer, at_the_cotangent, X, A)
+    assert all("slope at the cotangent stands alone" in v.words for v in found.values())
+    spread = lambda v: V[:, None] * jnp.exp(v / 2)  # noqa: E731
+    inside = lambda args, dz: (dz * V[:, None] * jnp.exp(args[0]),)  # noqa: E731
+    assert "left out, here and in the slope" in of_rule(spread, inside, X)["dv"].words

@@ -13,6 +13,7 @@ import numpy as np
 
 from handgrad.check.naming.local import SLOPES, Part, forward, pull
 from handgrad.check.naming.regions import regions
+from handgrad.check.naming.replacements import summed
 from handgrad.check.naming.slopes import shares, softmax_rule
 from handgrad.check.naming.walk import backward
 
@@ -183,7 +184,7 @@ def _in_range(tape, right):
             v = node.operands[0]
             while right[v] is not None and v in tape.maker:
                 maker = tape.nodes[tape.maker[v]]
-                if maker.op.name != "sub":
+                if maker.op.name != "sub" or not summed(tape, maker, 1):
                     break
                 back[tape.maker[v]] = partial(_of_difference, op=maker.op, d=right[v][None])
                 v = maker.operands[0]
@@ -218,12 +219,11 @@ def _other_ids(tape, nodes):
         if not ids or any(np.array_equal(x, known) for known in seen):
             continue
         seen.append(x)
-        change = partial(_with_operand, op=node.op, j=1, other=x)
-        there, back = {nodes[0]: change}, {nodes[0]: change}
+        change = {nodes[0]: partial(_with_operand, op=node.op, j=1, other=x)}
         words = f"the ids {{{u}}} stand for {{{node.operands[1]}}}"
         names = ("operand", "residual")
-        for some in (there, {}), ({}, back), (there, back):
-            yield Edit(names, words, node.site, *some)
+        for there, back in (change, {}), ({}, change), (change, change):
+            yield Edit(names, words, node.site, there, back)
 
 
 def _shifted(tape, v):
