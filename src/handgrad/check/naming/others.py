@@ -62,7 +62,11 @@ def skipped(tape, right):
     names, words = ("forward", "local factor"), "left out, here and in the slope of what reads it"
     for site, nodes in sites(tape, right):
         node = tape.nodes[nodes[0]]
-        for k in paths(tape, nodes) if node.op.name in ("mul", "div", "sqrt", "square") else ():
+        if node.op.name not in ("mul", "div", "sqrt", "square"):
+            continue
+        for k in paths(tape, nodes):
+            if any(v not in tape.literals for i, v in enumerate(node.operands) if i != k):
+                continue
             through = replacing(k, lambda met: met.ds[0])
             hits, fits = at_all(nodes, through), True
             for n in nodes:
