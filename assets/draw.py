@@ -1,5 +1,6 @@
 """Draw the figure of this folder again, from a real run: python assets/draw.py."""
 
+import textwrap
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from handgrad import GradientMismatch, check_steps, figures, softmax, tap
 def verdict():
     """What the checker says of a two-layer network whose softmax Jacobian is only its diagonal."""
     rng = np.random.default_rng(0)
-    x, W1, W2 = rng.normal(size=4), rng.normal(size=(5, 4)), rng.normal(size=(3, 5))
+    x, W1, W2 = rng.normal(size=4), rng.normal(size=(5, 4)), rng.normal(size=(6, 5))
 
     def loss(W1, W2):
         a1 = tap("a1", jnp.tanh(tap("z1", W1 @ x)))
@@ -22,7 +23,7 @@ def verdict():
 
     a1 = jnp.tanh(W1 @ x)
     o = softmax(W2 @ a1)
-    do = -np.eye(3)[1] / o
+    do = -np.eye(6)[1] / o
     dz2 = o * (1 - o) * do
     da1 = W2.T @ dz2
     dz1 = (1 - a1**2) * da1
@@ -46,15 +47,21 @@ def draw(mistake, path):
     lines = str(mistake).splitlines()
     code = "check_steps(loss, at=(W1, W2), do=do, dz2=dz2, dW2=dW2, da1=da1, dz1=dz1, dW1=dW1)"
     lines = [f">>> {code}", "", "GradientMismatch:", *lines]
-    figure, ax = plt.subplots(figsize=(8.2, 0.24 * len(lines) + 0.3), facecolor="#F7F8F9")
-    for i, line in enumerate(lines):
+    folded = [(line, part) for line in lines for part in _folded(line)]
+    figure, ax = plt.subplots(figsize=(8.2, 0.24 * len(folded) + 0.3), facecolor="#F7F8F9")
+    for i, (line, part) in enumerate(folded):
         wrong = "WRONG" in line or line.startswith("Grad")
         color = figures.MISTAKE if wrong else "#00664B" if "right" in line else "#1B1F24"
         style = {"family": "monospace", "size": 9, "color": color}
-        ax.text(0.2, -i, line, weight="bold" if wrong else "normal", va="center", **style)
-    ax.set(xlim=(0, 80), ylim=(-len(lines) + 0.3, 0.7))
+        ax.text(0.2, -i, part, weight="bold" if wrong else "normal", va="center", **style)
+    ax.set(xlim=(0, 80), ylim=(-len(folded) + 0.3, 0.7))
     ax.axis("off")
     figure.savefig(path, metadata={"Date": None})
+
+
+def _folded(line):
+    # a line as a narrow terminal would show it, the rest below the words of the verdict
+    return textwrap.wrap(line, 96, subsequent_indent=13 * " ", break_long_words=False) or [""]
 
 
 if __name__ == "__main__":
