@@ -57,13 +57,13 @@ def test_unrelated_errors_are_admitted_to_be_unknown(cases):
 
 
 def test_realistic_mistakes_are_told_as_they_were_kept():
-    # all of them take minutes: of every fifth layer one, at small sizes
+    # all of them take minutes: of every eighth layer one, at small sizes
     kept = {t[:4]: t for t in confusion.kept()}
     chosen = {}
     for group, layer, mistake, size, *_ in sorted(kept):
         if mistake and size == "small":
             chosen.setdefault((group, layer), mistake)
-    chosen = dict(list(chosen.items())[::5])
+    chosen = dict(list(chosen.items())[::8])
     found = list(
         confusion.told(
             sizes=("small",),
@@ -73,7 +73,7 @@ def test_realistic_mistakes_are_told_as_they_were_kept():
             ),
         )
     )
-    assert len(found) > 15
+    assert len(found) > 10
     for told in found:
         assert (told.kind, told.names) == (kept[told[:4]].kind, kept[told[:4]].names), told
 

@@ -1202,7 +1202,7 @@ def test_the_search_holds_no_more_numbers_at_once_than_fit():
 
     dq, dk, dv = map(np.asarray, jax.grad(loss, argnums=(0, 1, 2))(q, k, v))
     wrong = dq + np.linspace(0, 1, 60)[:, None] ** 2
-    with pytest.raises(GradientMismatch, match=r"dq .*WRONG: no known mistake.*not tried"):
+    with pytest.raises(GradientMismatch, match=r"dq .*WRONG: no known mistake"):
         check_steps(loss, at=(q, k, v), do=do, dq=wrong, dk=dk, dv=dv)
     assert max(passes) <= 2**23  # in float64, and some ten such arrays a pass, 0.7 GB
 

@@ -83,6 +83,7 @@ def test_paper_holds_the_whole_notebook(printed, path):
             wanted = [*lines, *printed_by(cell)]
         else:
             source = cell.source[max(cell.source.find("\n# "), 0) :]  # without the navigation line
+            source = re.sub(r"(?m)^```\w*$", "", source)
             source = re.sub(r"<[^>]*>|\]\([^)]*\)|`[^`]*`", " ", FORMULA.sub(" ", source))
             wanted = re.findall(r"[A-Za-z']{2,}", source)
         for words in wanted:

@@ -90,6 +90,7 @@ def test_the_recipe_of_the_notebook_does_what_it_says(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(my_kernels=f"import jax\n{kernel}", test_kernels=blocks["python"].strip())
     monkeypatch.syspath_prepend(pytester.path)
+    monkeypatch.delitem(sys.modules, "test_kernels", raising=False)  # tests/layers has one too
     result = pytester.runpytest_inprocess("-p", PLUGIN, "-k", "shape1 and float32")
     result.assert_outcomes(failed=1, deselected=5)
     told = [line.replace("[", "[[]").replace("...", "*") for line in blocks["text"].splitlines()]
