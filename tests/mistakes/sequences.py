@@ -495,7 +495,7 @@ GRU_MISTAKES = (
     Mistake(
         "the update gate's gradient with the sign of 1 - z",
         ("sign",),
-        source="http://cran.r-project.org/web/packages/rnn/vignettes/GRU_units.html",
+        source="the vignette on GRU units of the R package rnn",
     ),
     Mistake("the reset gate's slope forgotten", ("local factor", "slope")),
     Mistake(
@@ -506,7 +506,7 @@ GRU_MISTAKES = (
     Mistake(
         "the reset gate's and the candidate's gradients exchanged",
         ("exchanged", "operand"),
-        source="http://cran.r-project.org/web/packages/rnn/vignettes/GRU_units.html",
+        source="the vignette on GRU units of the R package rnn",
     ),
 )
 

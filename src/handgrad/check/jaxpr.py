@@ -1,4 +1,4 @@
-"""Look inside a JAX program: run it operation by operation, see where values fork or turn NaN.
+"""Look inside a JAX program: run it operation by operation, see where a NaN is born.
 
 All read the jaxpr, the list of primitive operations that JAX traces a function to.
 
@@ -6,31 +6,11 @@ Derivation: notebooks/32_checker.ipynb
 """
 
 import re
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
-
-
-def gated(f, *args):
-    """f again as g(gates, *args): gates[k] multiplies the cotangent that use k sends back.
-
-    With all gates 1 it is f; with one of them 0, one branch of a fan-out sends nothing back.
-    Returns g and, for each use, the number of the value that is used.
-    """
-    closed = flat(f, *args)
-    uses = _uses(closed)
-    tree = jax.tree.structure(jax.eval_shape(lambda *a: f(*a), *args))
-
-    def g(gates, *args):
-        def read(place, value):
-            return _gate(value, gates[uses[place][0]]) if place in uses else value
-
-        return jax.tree.unflatten(tree, evaluate(closed, jax.tree.leaves(args), read))
-
-    return g, [value for _, value in sorted(uses.values())]
 
 
 def birth_of_nan(f, *args):
@@ -91,52 +71,22 @@ def parts_of_scan(eqn):
     return len(eqn.invars) - carried - stacked(eqn.invars, inner.invars), carried
 
 
-def evaluate(closed, args, read=lambda place, value: value, do=bind):
+def evaluate(closed, args, do=bind):
     """The results of a jaxpr, operation by operation: JAX's own interpreter in small.
 
-    read(place, value) sees every operand; a place is the number of the operation (-1 for the
-    results) and of the operand. do(eqn, operands) does the operation.
+    do(eqn, operands) does an operation.
     """
     values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(closed.jaxpr.invars, args, strict=True))
 
-    def operands(variables, line):
-        return [
-            v.val if isinstance(v, Literal) else read((line, i), values[v])
-            for i, v in enumerate(variables)
-        ]
+    def operands(variables):
+        return [v.val if isinstance(v, Literal) else values[v] for v in variables]
 
-    for line, eqn in enumerate(closed.jaxpr.eqns):
-        values |= dict(zip(eqn.outvars, do(eqn, operands(eqn.invars, line)), strict=True))
-    return operands(closed.jaxpr.outvars, -1)
-
-
-def _uses(closed):
-    # place -> (its number, the number of the value used there), for values with several uses
-    lines = [(line, eqn.invars) for line, eqn in enumerate(closed.jaxpr.eqns)]
-    places = [
-        ((line, i), v)
-        for line, variables in [*lines, (-1, closed.jaxpr.outvars)]
-        for i, v in enumerate(variables)
-        if not isinstance(v, Literal) and jnp.issubdtype(v.aval.dtype, jnp.floating)
-    ]
-    times = Counter(v for _, v in places)
-    numbers = {v: n for n, v in enumerate(times)}
-    forked = [(place, v) for place, v in places if times[v] > 1]
-    return {place: (k, numbers[v]) for k, (place, v) in enumerate(forked)}
+    for eqn in closed.jaxpr.eqns:
+        values |= dict(zip(eqn.outvars, do(eqn, operands(eqn.invars)), strict=True))
+    return operands(closed.jaxpr.outvars)
 
 
 def _finite(arrays):
     numbers = [a for a in arrays if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
     return all(np.isfinite(a).all() for a in numbers)
-
-
-@jax.custom_vjp
-def _gate(value, gate):
-    return value
-
-
-_gate.defvjp(
-    lambda value, gate: (value, gate),
-    lambda gate, d: ((d * gate).astype(d.dtype), jnp.zeros_like(gate)),
-)

@@ -80,7 +80,6 @@ class Suspects:
         arrays by their places.
         """
         self.total, self.at, self.values, self.seen = total, at, values, once(values)
-        self.joint = sum(map(bool, at.taken.values())) <= 1  # all gradients are of one pass
         self.mended = cache(lambda: list(mended()))
         self.program = cache(lambda: Program(total, at))
         self.again = cache(self._again)
