@@ -93,11 +93,12 @@ def collection_map(ax):
         for x, column in enumerate(columns)
         for i, number in enumerate(column)
     }
+    size = min(6.5, 48 / len(columns))  # so that no box reaches the next one
     style = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": INPUT, "lw": 1.2}
     boxes = {}
     for number, title in titles.items():
         words = f"{number}\n" + "\n".join(textwrap.wrap(title, 13))
-        kept = {"ha": "center", "va": "center", "fontsize": 6.5, "bbox": style, "zorder": 2}
+        kept = {"ha": "center", "va": "center", "fontsize": size, "bbox": style, "zorder": 2}
         boxes[number] = ax.text(*place[number], words, **kept).get_bbox_patch()
     for number in titles:
         implied = set().union(*(behind[n] for n in needs[number]))
