@@ -13,11 +13,14 @@ from nbval.plugin import IPyNbCell
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each worker has a core
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads where an operation came from
+os.environ["PYTHONSTARTUP"] = str(Path(__file__).with_name("quick.py"))  # a kernel runs it first
 # Most of the time goes into compiling what runs once. Older emitters take two thirds of it.
 if version("jax") < "0.11":
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax
+import quick  # noqa: F401
 
 jax.config.update("jax_enable_x64", True)
 
