@@ -174,7 +174,7 @@ class _Otherwise:
     def moved(self, pair, size, times=1.0):
         # the second of the pair moved by that many digits of size
         was, moved = map(jnp.asarray, pair)
-        if not jnp.issubdtype(moved.dtype, jnp.floating):
+        if not _rounds(moved):
             return was, was
         self.place += 1
         start = self.place % max(self.noise.shape[0] - self.longest, 1)
@@ -183,8 +183,12 @@ class _Otherwise:
             rows = -(-moved.size // self.longest)
             ring = jnp.broadcast_to(ring, (rows, self.longest)).ravel()[: moved.size]
         digits = times * float(jnp.finfo(moved.dtype).eps)
-        size = jnp.where(jnp.isfinite(size), size, 0)  # an infinity has no digits to move
-        return was, moved + (digits * ring.reshape(moved.shape) * size).astype(moved.dtype)
+        # written in lax, since each function of jnp would be traced by itself
+        nothing = jax.lax.full_like(size, 0)  # an infinity has no digits to move
+        size = jax.lax.select(jax.lax.is_finite(size), size, nothing)
+        wide = jnp.result_type(ring, size)
+        move = jax.lax.reshape(ring, moved.shape).astype(wide) * size.astype(wide) * digits
+        return was, moved + move.astype(moved.dtype)
 
     def bind(self, eqn, operands):
         name, sides = eqn.primitive.name, [_side(operands, k) for k in (0, 1)]
