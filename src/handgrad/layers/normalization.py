@@ -296,12 +296,11 @@ def weight_norm_bwd(
     residuals: tuple[Float[ArrayLike, "h d"], Float[ArrayLike, " h"], Float[ArrayLike, "h 1"]],
     dW: Float[ArrayLike, "h d"],
 ):
-    """(dv, dg): dW across v for the direction, and along v for the length."""
+    """(dv, dg): the part of dW along v is for the length, the rest for the direction."""
     v, g, r = residuals
     vhat = v * r
-    along = (vhat * dW).sum(axis=1, keepdims=True)
-    dv = g[:, None] * r * (dW - vhat * along)  # (11.21)
-    dg = along[:, 0]  # (11.22)
+    dg = (vhat * dW).sum(axis=1)  # (11.21)
+    dv = g[:, None] * r * (dW - vhat * dg[:, None])  # (11.22)
     return dv, dg
 
 
