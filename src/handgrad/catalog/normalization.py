@@ -1,7 +1,6 @@
 """The rows of layers/normalization.py."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from handgrad.catalog import Row
@@ -122,113 +121,105 @@ def _each_group(x, gamma, beta, *, groups, eps=1e-5):
     return gamma * z + beta
 
 
+PROJECTED = (
+    r"dx = r \left(d\hat x - \tfrac1n \langle \mathbf{1}, d\hat x \rangle\,\mathbf{1} "
+    r"- \tfrac1n \langle \hat x, d\hat x \rangle\,\hat x\right)"
+)
+CHANNELS = {
+    "gamma": r"d\gamma = \sum_n dz_n \odot \hat x_n",
+    "beta": r"d\beta = \sum_n dz_n",
+}
+STANDARDIZED = r"z = \gamma \odot \hat x + \beta, \quad \hat x = r\,(x - \mu\,\mathbf{1})"
+SHARED = (
+    r": $\mu$ is the mean and $r = (q + \epsilon)^{-1/2}$, with $q$ the variance, of the $n$ "
+    r"numbers of {}; $d\hat x = \gamma \odot dz$"
+)
+
 ROWS = (
     Row(
         layer_norm,
-        r"z = \gamma \odot \hat x + \beta, \quad \hat x = r\,(x - \mu\,\mathbf{1})",
-        {
-            "x": r"dx = r \left(d\hat x - \tfrac{1}{d} \langle \mathbf{1}, d\hat x \rangle\,"
-            r"\mathbf{1} - \tfrac{1}{d} \langle \hat x, d\hat x \rangle\,\hat x\right)",
-            "gamma": r"d\gamma = \sum_n dz_n \odot \hat x_n",
-            "beta": r"d\beta = \sum_n dz_n",
-        },
+        STANDARDIZED,
+        {"x": PROJECTED, **CHANNELS},
         _layer,
         same_as=lambda x, gamma, beta: gamma * _standardized(x, -1, 1e-5) + beta,
-        where=r"$\mu$ is the mean of $x$, $r = (\operatorname{Var}(x) + \epsilon)^{-1/2}$, and "
-        r"$d\hat x = \gamma \odot dz$",
+        where="each example by itself" + SHARED.replace("{}", "a row"),
     ),
     Row(
         rms_norm,
         r"z = \gamma \odot \hat x, \quad \hat x = r\,x",
         {
-            "x": r"dx = r \left(d\hat x - \tfrac{1}{d} \langle \hat x, d\hat x \rangle\,"
+            "x": r"dx = r \left(d\hat x - \tfrac1n \langle \hat x, d\hat x \rangle\,"
             r"\hat x\right)",
-            "gamma": r"d\gamma = \sum_n dz_n \odot \hat x_n",
+            "gamma": CHANNELS["gamma"],
         },
         _rms,
         same_as=lambda x, gamma: gamma * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5),
-        where=r"$r = (\tfrac{1}{d} \lVert x \rVert^2 + \epsilon)^{-1/2}$, and "
-        r"$d\hat x = \gamma \odot dz$",
+        where=r"each example by itself: $r = (\tfrac1n \langle x, x \rangle + \epsilon)^{-1/2}$, "
+        r"with $n$ numbers in a row; $d\hat x = \gamma \odot dz$",
     ),
     Row(
         batch_norm,
-        r"z = \gamma \odot \hat x + \beta, \quad \hat x = r \odot (x - \mu)",
-        {
-            "x": r"dx = r \odot \left(d\hat x - \tfrac{1}{N} \sum_n d\hat x_n - "
-            r"\hat x \odot \tfrac{1}{N} \sum_n \hat x_n \odot d\hat x_n\right)",
-            "gamma": r"d\gamma = \sum_n dz_n \odot \hat x_n",
-            "beta": r"d\beta = \sum_n dz_n",
-        },
+        STANDARDIZED,
+        {"x": PROJECTED, **CHANNELS},
         _batch,
         same_as=lambda x, gamma, beta: (
             gamma * _standardized(x, tuple(range(x.ndim - 1)), 1e-5) + beta
         ),
-        where=r"$\mu$ is the mean over the examples, channel by channel, "
-        r"$r = (\operatorname{Var}(x) + \epsilon)^{-1/2}$, and $d\hat x = \gamma \odot dz$",
+        where="each channel by itself" + SHARED.replace("{}", "a column"),
     ),
     Row(
         batch_norm_inference,
         r"z = \gamma \odot r \odot (x - \mu) + \beta",
         {
             "x": r"dx = \gamma \odot r \odot dz",
-            "mean": r"d\mu = -\gamma \odot r \odot d\beta",
-            "variance": r"dv = -\tfrac12\,\gamma \odot r^2 \odot d\gamma",
-            "gamma": r"d\gamma = \sum_n dz_n \odot (x_n - \mu) \odot r",
-            "beta": r"d\beta = \sum_n dz_n",
+            "mean": r"d\mu = -\gamma\,r\,d\beta",
+            "variance": r"dq = -\tfrac12\,\gamma\,r^2\,d\gamma",
+            **CHANNELS,
         },
         _inference,
         same_as=lambda x, mean, variance, gamma, beta: (
             gamma * jax.nn.standardize(x, mean=mean, variance=variance, epsilon=1e-5) + beta
         ),
-        where=r"the mean $\mu$ and the variance $v$ are given, and $r = (v + \epsilon)^{-1/2}$",
+        where=r"the mean $\mu$ and the variance $q$ are given; $r = (q + \epsilon)^{-1/2}$, and "
+        r"$\hat x = r \odot (x - \mu)$",
     ),
     Row(
         group_norm,
-        r"z = \gamma \odot \hat x + \beta, \quad \hat x = r\,(x - \mu\,\mathbf{1})",
-        {
-            "x": r"dx = r \left(d\hat x - \tfrac{1}{n} \langle \mathbf{1}, d\hat x \rangle\,"
-            r"\mathbf{1} - \tfrac{1}{n} \langle \hat x, d\hat x \rangle\,\hat x\right)",
-            "gamma": r"d\gamma = \sum_n dz_n \odot \hat x_n",
-            "beta": r"d\beta = \sum_n dz_n",
-        },
+        STANDARDIZED,
+        {"x": PROJECTED, **CHANNELS},
         _groups,
         same_as=_each_group,
-        where=r"group by group: $\mu$, $r = (\operatorname{Var}(x) + \epsilon)^{-1/2}$ and the "
-        r"inner products are over the $n$ numbers of a group; $d\hat x = \gamma \odot dz$",
+        where="each group by itself" + SHARED.replace("{}", "a group"),
     ),
     Row(
         l2_normalize,
-        r"z = x / \lVert x \rVert",
-        {"x": r"dx = \tfrac{1}{\lVert x \rVert} \left(dz - \langle z, dz \rangle\,z\right)"},
+        r"z = r\,x, \quad r = 1 / \lVert x \rVert",
+        {"x": r"dx = r \left(dz - \langle z, dz \rangle\,z\right)"},
         _vectors,
-        same_as=lambda x, eps=0.0: (
-            x / np.sqrt(np.linalg.norm(x, axis=-1, keepdims=True) ** 2 + eps)
-        ),
-        where=r"with $\epsilon$, $\sqrt{\lVert x \rVert^2 + \epsilon}$ stands for "
-        r"$\lVert x \rVert$",
+        same_as=lambda x, eps=0.0: x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + eps),
+        where=r"with $\epsilon$: $r = (\langle x, x \rangle + \epsilon)^{-1/2}$",
     ),
     Row(
         weight_norm,
-        r"W = g\,\hat v, \quad \hat v = v / \lVert v \rVert",
+        r"W_i = g_i\,\hat v_i, \quad \hat v_i = r_i\,v_i",
         {
-            "v": r"dv = \tfrac{g}{\lVert v \rVert} \left(dW - \langle \hat v, dW \rangle\,"
-            r"\hat v\right)",
-            "g": r"dg = \langle \hat v, dW \rangle",
+            "v": r"dv_i = g_i\,r_i \left(dW_i - dg_i\,\hat v_i\right)",
+            "g": r"dg_i = \langle \hat v_i, dW_i \rangle",
         },
         _weights,
-        same_as=lambda v, g: jnp.stack(
+        same_as=lambda v, g: np.array(
             [b * a / np.linalg.norm(a) for a, b in zip(v, g, strict=True)]
         ),
-        where=r"row by row",
+        where=r"row by row, with $r_i = 1 / \lVert v_i \rVert$",
     ),
     Row(
         dynamic_tanh,
-        r"z = \gamma \odot t + \beta, \quad t = \tanh(\alpha x)",
+        r"z = \gamma \odot t + \beta, \quad t = \tanh(\alpha\,x)",
         {
             "x": r"dx = \alpha\,du",
             "alpha": r"d\alpha = \langle x, du \rangle",
             "gamma": r"d\gamma = \sum_n dz_n \odot t_n",
-            "beta": r"d\beta = \sum_n dz_n",
+            "beta": CHANNELS["beta"],
         },
         _squashed,
         same_as=lambda x, alpha, gamma, beta: gamma * np.tanh(alpha * x) + beta,

@@ -340,10 +340,10 @@ def dynamic_tanh_bwd(
 ):
     """(dx, dalpha, dgamma, dbeta): alpha is read by every entry of every example."""
     x, t, alpha, gamma = residuals
-    du = gamma * dz * (1 - t * t)  # (11.29)
-    dx = alpha * du  # (11.30)
-    dalpha = (x * du).sum()  # (11.31)
-    dgamma = _over_examples(dz * t)  # (11.5)
+    du = gamma * dz * (1 - t * t)  # (11.30)
+    dx = alpha * du  # (11.31)
+    dalpha = (x * du).sum()  # (11.32)
+    dgamma = _over_examples(dz * t)  # (11.29)
     dbeta = _over_examples(dz)  # (11.4)
     return dx, dalpha, dgamma, dbeta
 
