@@ -77,10 +77,11 @@ def assert_right_at_extremes(row, f_bwd, dtype):
 
         ours, theirs = both(dz, *args)
         for i, true in zip(which, theirs, strict=True):
-            assert np.isfinite(ours[i]).all(), name
+            mine, true = np.asarray(ours[i]), np.asarray(true)
+            assert np.isfinite(mine).all(), name
             judge = np.isfinite(true)
             eps = 64 * np.finfo(dtype).eps
-            np.testing.assert_allclose(ours[i][judge], true[judge], eps, eps, err_msg=name)
+            np.testing.assert_allclose(mine[judge], true[judge], eps, eps, err_msg=name)
 
 
 @rules
@@ -131,11 +132,12 @@ def test_numpy_arrays_are_as_welcome_as_jax_s(row):
 def test_a_layer_serves_grad_jit_vmap_and_second_order(row):
     f = hg.as_layer(row.f, row.f_fwd, row.f_bwd)
     args, hyper = examples(row)["typical"]
+    first = floats(args)[:1]
 
     def loss(f):
-        return lambda x: (f(x, *args[1:], **hyper) ** 2).sum()
+        return lambda x: (f(*put(args, first, [x]), **hyper) ** 2).sum()
 
-    x = jnp.asarray(args[0])
+    x = jnp.asarray(args[first[0]])
     stacked = jnp.stack([x, 2 * x])
     h = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
 

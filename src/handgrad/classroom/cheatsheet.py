@@ -11,8 +11,10 @@ from handgrad.classroom import facts, manuscript
 from handgrad.classroom.handout import write
 from handgrad.classroom.paper import compiled
 
-# dz, d\gamma or dz_n, and not the d of \odot
-COTANGENT = re.compile(r"(?<![\\A-Za-z])d(?:[A-Za-z]|\\[A-Za-z]+)(?![A-Za-z])(?:_(?:\w|{[^}]*}))?")
+# dz, d\gamma, d\hat x or dz_n, and not the d of \odot
+COTANGENT = re.compile(
+    r"(?<![\\A-Za-z])d(?:\\hat )?(?:[A-Za-z]|\\[A-Za-z]+)(?![A-Za-z])(?:_(?:\w|{[^}]*}))?"
+)
 
 
 def cheatsheet(path, paper="a4", rows=ROWS, force=False):

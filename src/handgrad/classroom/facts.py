@@ -18,7 +18,8 @@ from jax.extend.core import jaxprs_in_params
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 UNITS = {  # what is counted, and as what; additions and comparisons are cheap beside these
-    **dict.fromkeys(("mul", "div", "dot_general", "integer_pow", "square", "sqrt", "rsqrt"), ""),
+    **dict.fromkeys(("mul", "div", "integer_pow", "square", "sqrt", "rsqrt"), ""),
+    **dict.fromkeys(("dot_general", "conv_general_dilated"), ""),
     **dict.fromkeys(("exp", "exp2", "expm1", "tanh", "logistic", "erf", "pow"), "exp"),
     **dict.fromkeys(("log", "log1p"), "log"),
     "select_n": "selections",
@@ -66,30 +67,51 @@ def kept(row):
     """What the rule keeps for the way back: a symbol in LaTeX, and how many entries, for each."""
     args, hyper, letters = _generic(row)
     _, residuals = jax.eval_shape(partial(row.f_fwd, **hyper), *args)
-    sizes = [tex(*factored(math.prod(a.shape), letters)) for a in jax.tree.leaves(residuals)]
-    return dict(zip(_symbols(row), sizes, strict=True))
+    sizes = [math.prod(a.shape) for a in jax.tree.leaves(residuals)]
+    entries = [tex(*factored(size, letters)) for size in sizes if size]  # or else it keeps a shape
+    return dict(zip(_symbols(row), entries, strict=True))
 
 
 def _generic(row):
-    # arguments to trace with, the hyperparameters, and the letter that each prime stands for
+    # arguments to trace with, the hyperparameters, and the letter that each size stands for
     args, hyper = row.examples(np.random.default_rng(0))["typical"]
-    parameters = list(inspect.signature(row.f).parameters.values())[: len(args)]
-    annotations = [(get_args(p.annotation) or [p.annotation])[0] for p in parameters]
-    axes = [a.dim_str.split() for a in annotations]
+    signature = inspect.signature(row.f)
+    parameters = list(signature.parameters.values())
+    needed = {p.name for p in parameters if p.default is p.empty}
+    annotations = [*(p.annotation for p in parameters[: len(args)]), signature.return_annotation]
+    *axes, made = [(get_args(a) or [a])[0].dim_str.split() for a in annotations]
     names = dict.fromkeys(_letter(axis, axes) for of in axes for axis in of)
-    primes = dict(zip(names, PRIMES, strict=False))
+    primes = dict(zip(names, reversed(PRIMES), strict=False))  # data first: a kernel fits in it
     specs = [
         jax.ShapeDtypeStruct([primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype)
         for of, arg in zip(axes, args, strict=True)
     ]
-    return specs, hyper, {prime: name for name, prime in primes.items()}
+    plain = {name: value for name, value in hyper.items() if name in needed}
+    # a prime is no multiple of two groups; one group costs the same
+    single = {name: 1 if type(value) is int else value for name, value in plain.items()}
+    for simpler in (plain, single):
+        try:
+            z = jax.eval_shape(partial(row.f, **simpler), *specs)
+        except (TypeError, ValueError):
+            continue
+        sizes = zip((_letter(a, axes) for a in reversed(made)), reversed(z.shape), strict=False)
+        new = {
+            size: name for name, size in sizes if name not in primes
+        }  # maybe a product of others
+        # new ones first, since such a size may be a product of others
+        return specs, simpler, new | {prime: name for name, prime in primes.items()}
+    # a shape or a list of axes holds for the example's own shapes alone
+    sizes = {np.size(arg) for arg in args if np.asarray(arg).dtype.kind == "f"}
+    return args, hyper, dict(zip(sorted(sizes, reverse=True), "nm", strict=False))
 
 
 def _letter(axis, axes):
     # a batch counts its examples, N; where nothing but leading axes is there, its entries, n
+    if axis == "*space":
+        return "S"
     if axis.startswith("*"):
         return "n" if all(len(of) == 1 for of in axes if of) and axis == "*shape" else "N"
-    return axis
+    return axis if len(axis) == 1 else f"{axis[0]}_{axis[1:]}"
 
 
 def counted(jaxpr, letters, times=1):
@@ -105,6 +127,11 @@ def counted(jaxpr, letters, times=1):
             if name == "dot_general":
                 ((contracted, _), _) = equation.params["dimension_numbers"]
                 size *= math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            if name == "conv_general_dilated":  # each output reads one kernel
+                kernel = equation.invars[1].aval.shape
+                size *= (
+                    math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+                )
             number, monomial = factored(size, letters)
             total[UNITS[name], monomial] += number
     return total
@@ -113,9 +140,9 @@ def counted(jaxpr, letters, times=1):
 def factored(size, letters):
     """A size as a number times letters: 286 is (2, ("N", "k"))."""
     found = []
-    for prime, letter in letters.items():
-        while size % prime == 0:
-            size, found = size // prime, [*found, letter]
+    for length, letter in letters.items():
+        while length > 1 and size % length == 0:
+            size, found = size // length, [*found, letter]
     return size, tuple(found)
 
 
@@ -149,10 +176,12 @@ def _symbols(row):
         left = re.match(r"d(\\?[A-Za-z]+)", row.gradients.get(name, f"d{name}"))[1]
         known.append((left, arg))
     unpacked = _unpacked(row)
-    for i, leaf in enumerate(jax.tree.leaves(residuals)):
+    for i, leaf in enumerate(leaf for leaf in jax.tree.leaves(residuals) if np.size(leaf)):
         same = (symbol for symbol, value in known if np.array_equal(leaf, value, equal_nan=True))
         name = unpacked[i] if i < len(unpacked) else f"r{i}"
-        yield next(same, name if len(name) == 1 else rf"\mathrm{{{name}}}")
+        hat = re.fullmatch("([a-z])hat", name)
+        name = rf"\hat {hat[1]}" if hat else name if len(name) == 1 else rf"\mathrm{{{name}}}"
+        yield next(same, name)
 
 
 def _unpacked(row):
