@@ -14,8 +14,8 @@ from handgrad.layers.convolution import (
     upsample,
 )
 
-# Few shapes and few hyperparameters: each is a compilation of its own. At an extreme no sum cancels,
-# for the order of a sum is what float32 would show there.
+# Few shapes and few hyperparameters: each is a compilation of its own. At an extreme no long sum
+# cancels, since in float32 that would show in which order it was added up, and nothing else.
 
 
 def _sequences(rng):
@@ -102,9 +102,7 @@ def _loops(x, W, b, *, stride=1, padding=0, dilation=1):
 
 
 def _channel_by_channel(x, W, b, **hyper):
-    one = [
-        _loops(x[..., [c]], W[:, :, [c], None], b[[c]], **hyper) for c in range(W.shape[-1])
-    ]
+    one = [_loops(x[..., [c]], W[:, :, [c], None], b[[c]], **hyper) for c in range(W.shape[-1])]
     return np.concatenate(one, axis=-1)
 
 
@@ -128,42 +126,83 @@ def _over_windows(reduce):
     return pool
 
 
-CONVOLUTION = {
-    "x": r"dx = \overline{W} \star (dz)_{s}",
-    "W": r"dW = x \star_{s} dz",
-    "b": r"db = \sum_{n i} dz_{n i}",
-}
+def _blown_up(x, *, factor):
+    return np.kron(x, np.ones((*np.broadcast_to(factor, 2), 1)))
+
+
+STRIDE = r"$s$ is the stride"
 
 ROWS = (
-    Row(conv1d, r"z_i = b + \sum_k W_k^\top x_{s i + k}", CONVOLUTION, _sequences, same_as=_loops),
-    Row(conv2d, r"z_{i} = b + \sum_k W_k^\top x_{s i + k}", CONVOLUTION, _images, same_as=_loops),
+    Row(
+        conv1d,
+        r"z_i = b + \sum_k W_k^\top x_{s i + k}",
+        {
+            "x": r"dx_t = \sum_{s i + k = t} W_k\,dz_i",
+            "W": r"dW_k = \sum_{n, i} x_{n, s i + k}\,dz_{n i}^\top",
+            "b": r"db = \sum_{n, i} dz_{n i}",
+        },
+        _sequences,
+        same_as=_loops,
+        where=STRIDE + r"; with padding $p$ and dilation $\delta$, $s i + \delta k - p$",
+    ),
+    Row(
+        conv2d,
+        r"z_i = b + \sum_k W_k^\top x_{s i + k}",
+        {
+            "x": r"dx_t = \sum_{s i + k = t} W_k\,dz_i",
+            "W": r"dW_k = \sum_{n, i} x_{n, s i + k}\,dz_{n i}^\top",
+            "b": r"db = \sum_{n, i} dz_{n i}",
+        },
+        _images,
+        same_as=_loops,
+        where=STRIDE + r"; $i$, $k$ and $t$ are pairs",
+    ),
     Row(
         depthwise_conv2d,
         r"z_i = b + \sum_k W_k \odot x_{s i + k}",
-        CONVOLUTION,
+        {
+            "x": r"dx_t = \sum_{s i + k = t} W_k \odot dz_i",
+            "W": r"dW_k = \sum_{n, i} x_{n, s i + k} \odot dz_{n i}",
+            "b": r"db = \sum_{n, i} dz_{n i}",
+        },
         _one_kernel_a_channel,
         same_as=_channel_by_channel,
+        where=STRIDE,
     ),
     Row(
         conv2d_transpose,
-        r"z_t = b + \sum_{s i + k = t} W_k x_i",
-        CONVOLUTION,
+        r"z_t = b + \sum_{s i + k = t} W_k\,x_i",
+        {
+            "x": r"dx_i = \sum_k W_k^\top dz_{s i + k}",
+            "W": r"dW_k = \sum_{n, i} dz_{n, s i + k}\,x_{n i}^\top",
+            "b": r"db = \sum_{n, t} dz_{n t}",
+        },
         _small_images,
         same_as=_jax_s_transpose,
+        where=STRIDE,
     ),
-    Row(max_pool, r"z_i = \max_k x_{s i + k}", {"x": r"dx"}, _pooled, same_as=_over_windows(np.max)),
+    Row(
+        max_pool,
+        r"z_i = \max_k x_{s i + k}",
+        {"x": r"dx_t = \sum_{m(i) = t} dz_i"},
+        _pooled,
+        same_as=_over_windows(np.max),
+        where=r"$m(i)$ is the place of the first maximum of window $i$",
+    ),
     Row(
         average_pool,
         r"z_i = \frac{1}{n} \sum_k x_{s i + k}",
-        {"x": r"dx"},
+        {"x": r"dx_t = \frac{1}{n} \sum_{s i + k = t} dz_i"},
         _pooled,
         same_as=_over_windows(np.mean),
+        where=r"$n$ is the size of a window",
     ),
     Row(
         upsample,
-        r"z_i = x_{\lfloor i / f \rfloor}",
-        {"x": r"dx"},
+        r"z_t = x_{\lfloor t / f \rfloor}",
+        {"x": r"dx_i = \sum_{\lfloor t / f \rfloor = i} dz_t"},
         _blocks,
-        same_as=lambda x, *, factor: np.kron(x, np.ones((*np.broadcast_to(factor, 2), 1))),
+        same_as=_blown_up,
+        where=r"$f$ is the factor",
     ),
 )

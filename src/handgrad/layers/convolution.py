@@ -1,6 +1,6 @@
 """Convolution, pooling, upsampling.    Derivation: notebooks/13_convolution.ipynb
 
-Images are (*batch, H, W, C), sequences (*batch, T, C), kernels (kh, kw, C, F) and (k, C, F). As in
+Images are (*batch, H, W, C), sequences (*batch, T, C), kernels (kh, kw, C, F) and (K, C, F). As in
 every library for networks, the kernel is not flipped on the way forward: (13.2) is a
 cross-correlation. A hyperparameter is one whole number for all axes of space, or a tuple with one
 for each.
@@ -19,7 +19,7 @@ Sizes = int | tuple[int, ...]
 
 def conv1d(
     x: Float[ArrayLike, "*batch T C"],
-    W: Float[ArrayLike, "k C F"],
+    W: Float[ArrayLike, "K C F"],
     b: Float[ArrayLike, " F"],
     *,
     stride: Sizes = 1,
@@ -28,7 +28,8 @@ def conv1d(
 ) -> Float[ArrayLike, "*batch P F"]:
     """z_i = b + sum_k W_k^T x_{si + dk - p}, (13.2): x (*batch, T, C) -> z (*batch, P, F).
 
-    The input is 0 beyond its ends. P = floor((T + 2 p - d (k - 1) - 1) / s) + 1, (13.3).
+    The input is 0 beyond its ends. P = floor((T + 2 p - d (K - 1) - 1) / s) + 1, (13.3), with
+    the stride s, the padding p and the dilation d.
 
     Raises:
         TypeError: an argument is not a float array, or a shape does not fit the signature.
@@ -44,7 +45,7 @@ def conv1d_fwd(x, W, b, *, stride=1, padding=0, dilation=1):
 
 
 def conv1d_bwd(
-    residuals: tuple[Float[ArrayLike, "*batch T C"], Float[ArrayLike, "k C F"]],
+    residuals: tuple[Float[ArrayLike, "*batch T C"], Float[ArrayLike, "K C F"]],
     dz: Float[ArrayLike, "*batch P F"],
     *,
     stride=1,
@@ -287,7 +288,7 @@ def _each(name, value, axes, least=1):
 
 def _geometry(name, x, size, stride, padding=0, dilation=1):
     # (stride, padding, dilation, reach, tail), each with one number for each axis of space. A
-    # window's last entry lies reach behind its first; no window reaches the last tail entries.
+    # window's last entry lies reach behind its first; no window reads the last tail entries, (13.4).
     axes = len(size)
     stride, dilation = _each("stride", stride, axes), _each("dilation", dilation, axes)
     padding = _each("padding", padding, axes, least=0)
@@ -305,14 +306,14 @@ def _geometry(name, x, size, stride, padding=0, dilation=1):
 
 
 def _adjoint_geometry(x, size, stride, padding):
-    # That of the smallest input from which conv2d makes one of x's size: no tail is dropped.
+    # That of the smallest input from which conv2d makes x's size, (13.18): it has no tail.
     axes = len(size)
     stride, padding = _each("stride", stride, axes), _each("padding", padding, axes, least=0)
     reach, none = [k - 1 for k in size], [0] * axes
     sides = zip(x.shape[-axes - 1 : -1], stride, padding, reach, strict=True)
     made = tuple(s * (n - 1) + r + 1 - 2 * p for n, s, p, r in sides)
     if min(made) < 1:
-        raise ValueError(f"padding: expected one that leaves an output; got {padding}, of {made}")
+        raise ValueError(f"padding: expected one that leaves an output; {padding} leaves {made}")
     return stride, padding, (1,) * axes, reach, none
 
 
