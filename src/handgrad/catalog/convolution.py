@@ -130,69 +130,64 @@ def _blown_up(x, *, factor):
     return np.kron(x, np.ones((*np.broadcast_to(factor, 2), 1)))
 
 
-STRIDE = r"$s$ is the stride"
+CONVOLUTION = {
+    "x": r"dx_t = \sum_k W_k\,u_{t + p - \delta k}",
+    "W": r"dW_k = \sum_n \sum_i x_{n,\, \delta k + s i - p}\;dz_{ni}^\top",
+    "b": r"db = \sum_n \sum_i dz_{ni}",
+}
+DILATED = r"$u_{s i} = dz_i$, and $u$ is 0 elsewhere"
 
 ROWS = (
     Row(
         conv1d,
-        r"z_i = b + \sum_k W_k^\top x_{s i + k}",
-        {
-            "x": r"dx_t = \sum_{s i + k = t} W_k\,dz_i",
-            "W": r"dW_k = \sum_{n, i} x_{n, s i + k}\,dz_{n i}^\top",
-            "b": r"db = \sum_{n, i} dz_{n i}",
-        },
+        r"z_i = b + \sum_k W_k^\top x_{s i + \delta k - p}",
+        CONVOLUTION,
         _sequences,
         same_as=_loops,
-        where=STRIDE + r"; with padding $p$ and dilation $\delta$, $s i + \delta k - p$",
+        where=DILATED,
     ),
     Row(
         conv2d,
-        r"z_i = b + \sum_k W_k^\top x_{s i + k}",
-        {
-            "x": r"dx_t = \sum_{s i + k = t} W_k\,dz_i",
-            "W": r"dW_k = \sum_{n, i} x_{n, s i + k}\,dz_{n i}^\top",
-            "b": r"db = \sum_{n, i} dz_{n i}",
-        },
+        r"z_i = b + \sum_k W_k^\top x_{s i + \delta k - p}",
+        CONVOLUTION,
         _images,
         same_as=_loops,
-        where=STRIDE + r"; $i$, $k$ and $t$ are pairs",
+        where=DILATED + r"; $i$, $k$ and $t$ are pairs",
     ),
     Row(
         depthwise_conv2d,
-        r"z_i = b + \sum_k W_k \odot x_{s i + k}",
+        r"z_i = b + \sum_k W_k \odot x_{s i + k - p}",
         {
-            "x": r"dx_t = \sum_{s i + k = t} W_k \odot dz_i",
-            "W": r"dW_k = \sum_{n, i} x_{n, s i + k} \odot dz_{n i}",
-            "b": r"db = \sum_{n, i} dz_{n i}",
+            "x": r"dx_t = \sum_{s i + k - p = t} W_k \odot dz_i",
+            "W": r"dW_k = \sum_n \sum_i x_{n,\, s i + k - p} \odot dz_{ni}",
+            "b": r"db = \sum_n \sum_i dz_{ni}",
         },
         _one_kernel_a_channel,
         same_as=_channel_by_channel,
-        where=STRIDE,
     ),
     Row(
         conv2d_transpose,
-        r"z_t = b + \sum_{s i + k = t} W_k\,x_i",
+        r"z_t = b + \sum_{s i + k - p = t} W_k\,x_i",
         {
-            "x": r"dx_i = \sum_k W_k^\top dz_{s i + k}",
-            "W": r"dW_k = \sum_{n, i} dz_{n, s i + k}\,x_{n i}^\top",
-            "b": r"db = \sum_{n, t} dz_{n t}",
+            "x": r"dx_i = \sum_k W_k^\top dz_{s i + k - p}",
+            "W": r"dW_k = \sum_n \sum_i dz_{n,\, s i + k - p}\;x_{ni}^\top",
+            "b": r"db = \sum_n \sum_i dz_{ni}",
         },
         _small_images,
         same_as=_jax_s_transpose,
-        where=STRIDE,
     ),
     Row(
         max_pool,
         r"z_i = \max_k x_{s i + k}",
-        {"x": r"dx_t = \sum_{m(i) = t} dz_i"},
+        {"x": r"dx_t = \sum_{i\,:\; m(i) = t} dz_i"},
         _pooled,
         same_as=_over_windows(np.max),
-        where=r"$m(i)$ is the place of the first maximum of window $i$",
+        where=r"$m(i)$ is the first place in window $i$ where $x_{m(i)} = z_i$",
     ),
     Row(
         average_pool,
         r"z_i = \frac{1}{n} \sum_k x_{s i + k}",
-        {"x": r"dx_t = \frac{1}{n} \sum_{s i + k = t} dz_i"},
+        {"x": r"dx_t = \frac{1}{n} \sum_{(i, k)\,:\; s i + k = t} dz_i"},
         _pooled,
         same_as=_over_windows(np.mean),
         where=r"$n$ is the size of a window",
@@ -200,7 +195,7 @@ ROWS = (
     Row(
         upsample,
         r"z_t = x_{\lfloor t / f \rfloor}",
-        {"x": r"dx_i = \sum_{\lfloor t / f \rfloor = i} dz_t"},
+        {"x": r"dx_i = \sum_{t\,:\; \lfloor t / f \rfloor = i} dz_t"},
         _blocks,
         same_as=_blown_up,
         where=r"$f$ is the factor",

@@ -288,7 +288,7 @@ def _each(name, value, axes, least=1):
 
 def _geometry(name, x, size, stride, padding=0, dilation=1):
     # (stride, padding, dilation, reach, tail), each with one number for each axis of space. A
-    # window's last entry lies reach behind its first; no window reads the last tail entries, (13.4).
+    # window's last entry lies reach behind its first; no window reads the tail, (13.4).
     axes = len(size)
     stride, dilation = _each("stride", stride, axes), _each("dilation", dilation, axes)
     padding = _each("padding", padding, axes, least=0)
