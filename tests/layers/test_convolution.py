@@ -196,6 +196,15 @@ def test_average_pooling_and_upsampling_keep_no_number():
     np.testing.assert_allclose(dx, 6 * hg.average_pool(z, window=(3, 2), stride=(3, 2)))
 
 
+def test_a_kernel_of_one_place_is_the_linear_layer():
+    x, W, b = draw((1, 1, 4), (1, 1, 4, 3), 3)
+    z = hg.linear(x, W[0, 0].T, b)
+    np.testing.assert_allclose(hg.conv2d(x, W, b), z, rtol=1e-12)
+    turned = W.swapaxes(-1, -2)
+    np.testing.assert_allclose(hg.conv2d_transpose(x, turned, b), z, rtol=1e-12)
+    np.testing.assert_array_equal(hg.max_pool(x, window=1, stride=1), x)
+
+
 def test_no_example_no_gradient():
     x, W, b = np.zeros((0, 5, 4, 3)), *draw((2, 3, 3, 4), 4)
     z, kept = hg.conv2d_fwd(x, W, b)
