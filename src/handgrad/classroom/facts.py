@@ -143,7 +143,7 @@ def factored(size, letters):
     for length, letter in letters.items():
         while length > 1 and size % length == 0:
             size, found = size // length, [*found, letter]
-    return size, tuple(found)
+    return size, tuple(sorted(found, key=lambda letter: letter != "N"))  # examples are named first
 
 
 def _words(total):
