@@ -112,13 +112,12 @@ def _factors(rng):
 
 
 def _with_ties(rng):
-    x, hyper = rng.permutation(60).reshape(3, 5, 4), {"axis": 1}
-    tied = np.round(x / 20)
+    x, last = rng.permutation(60).reshape(3, 5, 4), {"axis": -1}
     return {
-        "typical": ((x / 10,), hyper),
-        "edge: ties": ((tied,), hyper),
-        "edge: one axis": ((x[0, :, 0] / 10,), {"axis": -1}),
-        "extreme: 1e4, and -inf": ((np.where(x > 30, 1e4, -np.inf),), hyper),
+        "typical": ((x / 10,), last),
+        "edge: ties": ((np.round(x / 20),), {"axis": 1}),
+        "edge: one axis": ((x[0, :, 0] / 10,), {"axis": 0}),
+        "extreme: 1e4, and -inf": ((np.where(x > 30, 1e4, -np.inf),), last),
     }
 
 
@@ -170,7 +169,7 @@ ROWS = (
         shapes.mean,
         r"z = \frac{1}{n} \sum_k x_k",
         {"x": r"dx_k = \frac{dz}{n}"},
-        _and(_of(4, 3, 5, axis=1), two_axes=((4, 3, 5), {"axis": (0, -1)})),
+        _and(_of(4, 3, 5, axis=-1), two_axes=((4, 3, 5), {"axis": (0, -1)})),
         same_as="numpy.mean",
     ),
     Row(

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer
+from numpy.lib.array_utils import normalize_axis_tuple
 
 Axes = int | tuple[int, ...]
 _STRICT = {"wrap_negative_indices": False}  # or -1 would be the last row
@@ -104,6 +105,7 @@ def mean(x: Float[ArrayLike, "*shape"], *, axis: Axes) -> Float[ArrayLike, "..."
         ValueError: x has no such axis.
 
     """
+    normalize_axis_tuple(axis, jnp.ndim(x))  # raises, where jax.numpy's own error names no axis
     return jnp.mean(x, axis)
 
 
@@ -114,7 +116,7 @@ mean_fwd, mean_bwd = linear_map(
 
 
 def _count(x, axis):
-    return math.prod(np.take(x.shape, axis).flat)
+    return math.prod(x.shape[i] for i in normalize_axis_tuple(axis, x.ndim))
 
 
 def cumsum(x: Float[ArrayLike, "*shape"], *, axis: int) -> Float[ArrayLike, "*shape"]:
@@ -306,7 +308,7 @@ def where(
     a: Float[ArrayLike, "*shape"],
     b: Float[ArrayLike, "*shape"],
 ) -> Float[ArrayLike, "*shape"]:
-    """z_i = a_i where the mask is true, else b_i, (9.14)."""
+    """z_i = a_i where the mask is true, else b_i, (9.16)."""
     return jnp.where(mask, a, b)
 
 
@@ -317,15 +319,15 @@ def where_fwd(mask, a, b):
 
 def where_bwd(mask: Bool[ArrayLike, "*shape"], dz: Float[ArrayLike, "*shape"]):
     """(None, da, db): an entry that was not chosen gets 0, even if it is NaN."""
-    da = jnp.where(mask, dz, 0)  # (9.14)
-    db = jnp.where(mask, 0, dz)  # (9.14)
+    da = jnp.where(mask, dz, 0)  # (9.16)
+    db = jnp.where(mask, 0, dz)  # (9.16)
     return None, da, db
 
 
 def dropout(
     x: Float[ArrayLike, "*shape"], keep: Bool[ArrayLike, "*shape"], *, rate: float | int
 ) -> Float[ArrayLike, "*shape"]:
-    """z_i = x_i / (1 - rate) where the mask keep is true, else 0, (9.15).
+    """z_i = x_i / (1 - rate) where the mask keep is true, else 0, (9.17).
 
     If an entry is kept with probability 1 - rate, x is the mean of z: Srivastava and others 2014,
     sec. 10, and then nothing need be scaled in use.
@@ -341,7 +343,7 @@ def dropout(
 
 dropout_fwd, dropout_bwd = linear_map(
     dropout,
-    lambda dz, x, keep, *, rate: jnp.where(keep, dz / (1 - rate), 0),  # (9.15)
+    lambda dz, x, keep, *, rate: jnp.where(keep, dz / (1 - rate), 0),  # (9.17)
 )
 
 
@@ -351,7 +353,7 @@ dropout_fwd, dropout_bwd = linear_map(
 def einsum(
     a: Float[ArrayLike, "*a"], b: Float[ArrayLike, "*b"], *, subscripts: str
 ) -> Float[ArrayLike, "..."]:
-    """z, a product of a and b summed over the letters that it lacks, (9.16): "ij,jk->ik", say.
+    """z, a product of a and b summed over the letters that it lacks, (9.18): "ij,jk->ik", say.
 
     A letter stands once in an operand, and in two at least of a, b and z.
 
@@ -377,8 +379,8 @@ def einsum_bwd(
     """(da, db): swap the output with the input."""
     a, b = residuals
     of_a, of_b, of_z = _letters(subscripts, a, b)
-    da = jnp.einsum(f"{of_z},{of_b}->{of_a}", dz, b)  # (9.16)
-    db = jnp.einsum(f"{of_a},{of_z}->{of_b}", a, dz)  # (9.16)
+    da = jnp.einsum(f"{of_z},{of_b}->{of_a}", dz, b)  # (9.18)
+    db = jnp.einsum(f"{of_a},{of_z}->{of_b}", a, dz)  # (9.18)
     return da, db
 
 
@@ -409,7 +411,7 @@ def _letters(subscripts, a, b):
 
 
 def prod(x: Float[ArrayLike, "*shape"], *, axis: int) -> Float[ArrayLike, "..."]:
-    """z = x_0 x_1 ... along an axis, (9.17). Over an axis of length 0 it is 1.
+    """z = x_0 x_1 ... along an axis, (9.19). Over an axis of length 0 it is 1.
 
     Raises:
         ValueError: x has no such axis.
@@ -426,15 +428,14 @@ def prod_fwd(x, *, axis):
 def prod_bwd(x: Float[ArrayLike, "*shape"], dz: Float[ArrayLike, "..."], *, axis: int):
     """(dx,): dz times the product of all other factors. Nothing is divided, so factors may be 0."""
     _fits(dz, partial(prod, axis=axis), x)
-    dx = jnp.expand_dims(dz, axis) * jnp.moveaxis(
-        _others(jnp.moveaxis(x, axis, 0)), 0, axis
-    )  # (9.17)
+    others = jnp.moveaxis(_others(jnp.moveaxis(x, axis, 0)), 0, axis)
+    dx = jnp.expand_dims(dz, axis) * others  # (9.19)
     return (dx,)
 
 
 def _others(x):
     # For each entry along axis 0 the product of all the others. Fold: half of them meet the other
-    # half, and what is outside a pair is found for all pairs at once, (9.18).
+    # half, and what is outside a pair is found for all pairs at once, (9.20).
     n = len(x) // 2
     if not n:
         return jnp.ones_like(x)
@@ -444,7 +445,7 @@ def _others(x):
 
 
 def max(x: Float[ArrayLike, "*shape"], *, axis: int) -> Float[ArrayLike, "..."]:
-    """z = the largest entry along an axis, (9.19); where several are, the first is taken.
+    """z = the largest entry along an axis, (9.21); where several are, the first is taken.
 
     The gradient goes to the one that is taken. jax.numpy.max divides it among equals.
 
@@ -468,12 +469,12 @@ def max_bwd(
 ):
     """(dx,): dz where the maximum stood, 0 elsewhere."""
     kept, first = residuals
-    dx = _put(kept, jnp.expand_dims(first, axis), jnp.expand_dims(dz, axis), axis)  # (9.19)
+    dx = _put(kept, jnp.expand_dims(first, axis), jnp.expand_dims(dz, axis), axis)  # (9.21)
     return (dx,)
 
 
 def top_k(x: Float[ArrayLike, "*batch n"], *, k: int) -> Float[ArrayLike, "*batch k"]:
-    """The k largest entries of each row, the largest first, (9.20); of equals the first come first.
+    """The k largest entries of each row, the largest first, (9.23); of equals the first come first.
 
     Their places, which jax.lax.top_k returns too, are integers and have no gradient.
 
@@ -498,13 +499,13 @@ def top_k_bwd(
 ):
     """(dx,): each dz back to where its entry stood, 0 elsewhere."""
     kept, places = residuals
-    dx = _put(kept, places, dz, -1)  # (9.20)
+    dx = _put(kept, places, dz, -1)  # (9.23)
     return (dx,)
 
 
 def _first(x, axis):
     # where the first of the largest entries stands, along an axis that is kept
-    if not jnp.shape(x)[axis]:
+    if not _count(x, axis):
         raise ValueError(f"x: expected an entry at least along axis {axis}; got shape {x.shape}")
     return jnp.argmax(x, axis, keepdims=True).astype("int32")
 
