@@ -111,7 +111,7 @@ def mean(x: Float[ArrayLike, "*shape"], *, axis: Axes) -> Float[ArrayLike, "..."
 
 mean_fwd, mean_bwd = linear_map(
     mean,
-    lambda dz, x, *, axis: jnp.broadcast_to(jnp.expand_dims(dz / _count(x, axis), axis), x.shape),
+    lambda dz, x, *, axis: jnp.broadcast_to(jnp.expand_dims(dz, axis) / _count(x, axis), x.shape),
 )  # (9.6)
 
 
