@@ -97,17 +97,15 @@ def _operands(rng):
 
 
 def _factors(rng):
-    x, hyper = rng.normal(size=(3, 5, 4)), {"axis": 1}
+    x, hyper = rng.normal(size=(5, 3, 4)), {"axis": 1}
     zeros, few = x.copy(), 1 + x / 100
     zeros[1, 2] = 0
-    zeros[2, [1, 4]] = 0
+    zeros[2, :2] = 0
     return {
         "typical": ((x,), hyper),
         "edge: no zero, one, and two": ((zeros,), hyper),
-        "edge: one axis": ((x[0, :3, 0],), {"axis": -1}),
-        "edge: no factor": ((np.zeros((3, 0)),), {"axis": 1}),
         "extreme: 1e4": ((1e4 * few,), hyper),
-        "extreme: the product is too small, and no factor is": ((few * 1e-9,), hyper),
+        "extreme: the product is too small, and no factor is": ((few * 1e-15,), hyper),
     }
 
 
