@@ -65,8 +65,8 @@ def _counts(rng):
     log_rate = np.resize([-600.0, -90.0, 0.0, 80.0], SHAPE)
     count = np.resize([3, 0, 10000, 7], SHAPE)
     return {
-        "typical": ((rng.normal(size=SHAPE), 1.0 * rng.poisson(3.0, size=SHAPE)), {}),
-        "edge: a number": ((rng.normal(size=()), 1.0 * rng.poisson(3.0)), {}),
+        "typical": ((rng.normal(size=SHAPE), 1.0 * rng.poisson(3, size=SHAPE)), {}),
+        "edge: a number": ((rng.normal(size=()), 1.0 * rng.poisson(3)), {}),
         "extreme: from almost no rate to a huge one": ((log_rate, 1.0 * count), {}),
         "extreme: integers": ((log_rate, count), {}),
     }
