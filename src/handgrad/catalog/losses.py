@@ -56,19 +56,17 @@ def _bits(rng):
         "edge: a number": ((rng.normal(size=()), rng.uniform(size=())), {}),
         "extreme: 1e4, label 0": ((FAR, np.zeros(SHAPE)), {}),
         "extreme: 1e4, label 1": ((FAR, np.ones(SHAPE)), {}),
-        "extreme: integers": ((FAR, rng.integers(2, size=SHAPE)), {}),
     }
 
 
 def _counts(rng):
     # whole numbers: jax.scipy knows no others
     log_rate = np.resize([-600.0, -90.0, 0.0, 80.0], SHAPE)
-    count = np.resize([3, 0, 10000, 7], SHAPE)
+    count = np.resize([3.0, 0.0, 1e4, 7.0], SHAPE)
     return {
         "typical": ((rng.normal(size=SHAPE), 1.0 * rng.poisson(3, size=SHAPE)), {}),
         "edge: a number": ((rng.normal(size=()), 1.0 * rng.poisson(3)), {}),
-        "extreme: from almost no rate to a huge one": ((log_rate, 1.0 * count), {}),
-        "extreme: integers": ((log_rate, count), {}),
+        "extreme: from almost no rate to a huge one": ((log_rate, count), {}),
     }
 
 
@@ -93,7 +91,6 @@ def _signs(rng):
         "typical": (pair(SHAPE), hyper),
         "edge: a number": (pair(()), hyper),
         "extreme: 1e4, and at the margin": ((far, np.ones(SHAPE)), hyper),
-        "extreme: integers": ((far, -np.ones(SHAPE, int)), hyper),
     }
 
 
@@ -217,28 +214,28 @@ MATCHED = (
     Row(
         sigmoid_cross_entropy,
         r"l = \log(1 + e^z) - y z",
-        {"z": r"dz = (\sigma(z) - y) \odot dl", "y": r"dy = -z \odot dl"},
+        {"z": r"dz = (\sigma(z) - y)\,dl", "y": r"dy = -z\,dl"},
         _bits,
         same_as="optax.losses.sigmoid_binary_cross_entropy",
     ),
     Row(
         poisson_nll,
-        r"l = e^\eta - t \eta + \log t!",
+        r"l = e^z - t z + \log t!",
         {
-            "log_rate": r"d\eta = (e^\eta - t) \odot dl",
-            "t": r"dt = (\psi(t + 1) - \eta) \odot dl",
+            "log_rate": r"dz = (e^z - t)\,dl",
+            "t": r"dt = (\psi(t + 1) - z)\,dl",
         },
         _counts,
         same_as=_poisson,
-        where=r"$\eta$ is the logarithm of the rate, $\psi$ the derivative of $\log \Gamma$",
+        where=r"$z$ is the logarithm of the rate, $\psi$ the derivative of $\log \Gamma$",
     ),
     Row(
         gaussian_nll,
         r"l = \frac{1}{2} (r^2 + v + \log 2 \pi)",
         {
-            "mean": r"d\mu = -r e^{-v / 2} \odot dl",
-            "log_variance": r"dv = \frac{1}{2} (1 - r^2) \odot dl",
-            "t": r"dt = r e^{-v / 2} \odot dl",
+            "mean": r"d\mu = -r\,e^{-v/2}\,dl",
+            "log_variance": r"dv = \tfrac{1}{2} (1 - r^2)\,dl",
+            "t": r"dt = r\,e^{-v/2}\,dl",
         },
         _normals,
         same_as=_normal,
@@ -291,7 +288,7 @@ MARGINS = (
     Row(
         hinge,
         r"l = \max(0, m - y z)",
-        {"z": r"dz = -[y z < m]\,y \odot dl", "y": r"dy = -[y z < m]\,z \odot dl"},
+        {"z": r"dz = -[y z < m]\,y\,dl", "y": r"dy = -[y z < m]\,z\,dl"},
         _signs,
         same_as=lambda z, y, margin: np.where(y * z < margin, margin - y * z, 0.0),
         where="$m$ is the margin; $[y z < m]$ is 1 where this holds, else 0",
@@ -299,22 +296,23 @@ MARGINS = (
     Row(
         focal,
         r"l = -(1 - o)^\gamma \log o",
-        {"z": r"dz = -\varsigma (1 - o)^\gamma (1 - o - \gamma o \log o) \odot dl"},
+        {"z": r"dz = \mp (1 - o)^\gamma (1 - o - \gamma\,o \log o)\,dl"},
         _labels,
         same_as="optax.losses.sigmoid_focal_loss",
-        where=r"$o = \sigma(\varsigma z)$; $\varsigma$ is 1 where $y = 1$, $-1$ where $y = 0$",
+        where=r"$o = \sigma(\pm z)$; the upper sign is for $y = 1$, the lower for $y = 0$",
     ),
     Row(
         triplet,
         r"l = \max(0, D(a, p) - D(a, n) + m)",
         {
-            "anchor": r"da = -(dp + dn)",
-            "positive": r"dp = -[l > 0] \frac{a - p}{D(a, p)}\,dl",
-            "negative": r"dn = [l > 0] \frac{a - n}{D(a, n)}\,dl",
+            "anchor": r"da = (e_p - e_n)\,dl",
+            "positive": r"dp = -e_p\,dl",
+            "negative": r"dn = e_n\,dl",
         },
         _triplets,
         same_as="optax.losses.triplet_margin_loss",
-        where=r"$D(a, b)^2 = |a - b|^2 + 10^{-6}$; $[l > 0]$ is 1 where this holds, else 0",
+        where=r"$D(a, b)^2 = |a - b|^2 + 10^{-6}$, $e_p = (a - p) / D(a, p)$, "
+        r"$e_n = (a - n) / D(a, n)$; where $l = 0$ all three are 0",
     ),
 )
 
@@ -338,17 +336,17 @@ DISTANCES = (
     Row(
         kl_divergence_with_log_targets,
         r"l = \sum_i e^{s_i} (s_i - r_i)",
-        {"log_q": r"dr = -e^s\,dl", "log_p": r"ds = e^s \odot (s - r + \mathbf{1})\,dl"},
+        {"log_q": r"dr = -p\,dl", "log_p": r"ds = e^s \odot (s - r + \mathbf{1})\,dl"},
         _logarithms,
         same_as="optax.losses.kl_divergence_with_log_targets",
-        where=r"$r = \log q$, $s = \log p$",
+        where=r"$r = \log q$, $s = \log p$, $p = e^s$",
     ),
     Row(
         js_divergence,
         r"l = \frac{1}{2} \sum_i q_i \log\frac{q_i}{m_i} + p_i \log\frac{p_i}{m_i}",
         {
-            "log_q": r"dr = \frac{1}{2} q \odot \log\frac{q}{m}\,dl",
-            "log_p": r"ds = \frac{1}{2} p \odot \log\frac{p}{m}\,dl",
+            "log_q": r"dr = \tfrac{1}{2}\,q \odot (r - \log m)\,dl",
+            "log_p": r"ds = \tfrac{1}{2}\,p \odot (s - \log m)\,dl",
         },
         _logarithms,
         same_as=_js,
@@ -358,12 +356,12 @@ DISTANCES = (
         cosine_distance,
         r"l = 1 - \langle u, v \rangle",
         {
-            "a": r"da = \frac{\langle u, v \rangle u - v}{|a|}\,dl",
-            "b": r"db = \frac{\langle u, v \rangle v - u}{|b|}\,dl",
+            "a": r"da = \frac{\langle u, v \rangle u - v}{\lVert a \rVert}\,dl",
+            "b": r"db = \frac{\langle u, v \rangle v - u}{\lVert b \rVert}\,dl",
         },
         _pairs,
         same_as="optax.losses.cosine_distance",
-        where=r"$u = a / |a|$, $v = b / |b|$",
+        where=r"$u = a / \lVert a \rVert$, $v = b / \lVert b \rVert$",
     ),
 )
 

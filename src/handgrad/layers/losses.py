@@ -491,7 +491,8 @@ def cosine_distance_bwd(
     dl: Float[ArrayLike, "*batch"],
 ):
     """(da, db): minus the other's direction, without its part along one's own, over the length."""
-    (u, length_a), (v, length_b) = map(_unit, residuals)
+    a, b = residuals
+    (u, length_a), (v, length_b) = _unit(a), _unit(b)
     cosine = (u * v).sum(axis=-1, keepdims=True)
     da = (cosine * u - v) / length_a * dl[..., None]  # (10.50)
     db = (cosine * v - u) / length_b * dl[..., None]  # (10.51)
