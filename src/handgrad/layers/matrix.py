@@ -1,0 +1,252 @@
+"""Functions of a square matrix, and the solve.    Derivation: notebooks/12_matrix.ipynb
+
+Leading axes are batch axes: a batch of matrices has the shape (*batch, n, n). A matrix that is not
+square, and sizes that don't fit, are a TypeError that names the argument. A matrix that has no
+inverse gives what JAX and LAPACK give, inf or NaN, and no error; so does an indefinite one.
+"""
+
+import jax.numpy as jnp
+from jax.lax.linalg import triangular_solve
+from jax.scipy.linalg import lu_factor, lu_solve
+from jax.typing import ArrayLike
+from jaxtyping import Float, Integer
+
+
+def trace(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
+    """t = sum_i A_ii: A (*batch, n, n) -> t (*batch)."""
+    return jnp.trace(jnp.asarray(A), axis1=-2, axis2=-1)
+
+
+def trace_fwd(A):
+    """t, and A, of which the shape alone is used: under jit nothing is kept."""
+    return trace(A), A
+
+
+def trace_bwd(A: Float[ArrayLike, "*batch n n"], dt: Float[ArrayLike, "*batch"]):
+    """(dA,): dt on the diagonal."""
+    dA = dt[..., None, None] * _identity(A)  # (12.2)
+    return (dA,)
+
+
+def quadratic_form(
+    x: Float[ArrayLike, "*batch n"], A: Float[ArrayLike, "n n"]
+) -> Float[ArrayLike, "*batch"]:
+    """q = x^T A x for every example x: x (*batch, n), A (n, n) -> q (*batch)."""
+    return ((x @ A) * x).sum(axis=-1)
+
+
+def quadratic_form_fwd(x, A):
+    """q, and the residuals (x, A), its inputs."""
+    return quadratic_form(x, A), (x, A)
+
+
+def quadratic_form_bwd(
+    residuals: tuple[Float[ArrayLike, "*batch n"], Float[ArrayLike, "n n"]],
+    dq: Float[ArrayLike, "*batch"],
+):
+    """(dx, dA). Only the symmetric part of A counts for dx; all examples read A."""
+    x, A = residuals
+    dq_x = dq[..., None] * x
+    dx = dq_x @ (A + A.T)  # (12.3)
+    dA = _rows(dq_x).T @ _rows(x)  # (12.4)
+    return dx, dA
+
+
+def frobenius_norm(A: Float[ArrayLike, "*batch m n"]) -> Float[ArrayLike, "*batch"]:
+    """r = sqrt(sum_ij A_ij^2): A (*batch, m, n) -> r (*batch).
+
+    At A = 0 there is no gradient, and the rule gives NaN, as JAX does.
+    """
+    return jnp.linalg.norm(A, axis=(-2, -1))
+
+
+def frobenius_norm_fwd(A):
+    """r, and the residuals (A, r): the input and the output, nothing more."""
+    r = frobenius_norm(A)
+    return r, (A, r)
+
+
+def frobenius_norm_bwd(
+    residuals: tuple[Float[ArrayLike, "*batch m n"], Float[ArrayLike, "*batch"]],
+    dr: Float[ArrayLike, "*batch"],
+):
+    """(dA,): the direction of A, times dr."""
+    A, r = residuals
+    dA = dr[..., None, None] * (A / r[..., None, None])  # (12.5)
+    return (dA,)
+
+
+def determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
+    """d = det A: A (*batch, n, n) -> d (*batch).
+
+    Its gradient is right at a singular matrix too, whatever the rank; with more than 3 rows the
+    second derivatives need an A that has an inverse.
+    """
+    return jnp.linalg.det(jnp.asarray(A))
+
+
+def determinant_fwd(A):
+    """d, and A, its input. (Under jit the two ways share one factorisation.)"""
+    return determinant(A), A
+
+
+def determinant_bwd(A: Float[ArrayLike, "*batch n n"], dd: Float[ArrayLike, "*batch"]):
+    """(dA,): the matrix of cofactors, which is det(A) A^{-T} where A has an inverse."""
+    dA = dd[..., None, None] * _cofactors(A)  # (12.7)
+    return (dA,)
+
+
+def log_determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
+    """l = log |det A|: A (*batch, n, n) -> l (*batch).
+
+    A singular matrix has l = -inf, and a gradient that is inf or NaN.
+    """
+    return jnp.linalg.slogdet(A)[1]
+
+
+def log_determinant_fwd(A):
+    """l, and the residuals (lu, pivots), the factorisation that l comes from."""
+    lu, pivots = lu_factor(A)
+    return jnp.log(jnp.abs(_diagonal(lu))).sum(axis=-1), (lu, pivots)
+
+
+def log_determinant_bwd(
+    residuals: tuple[Float[ArrayLike, "*batch n n"], Integer[ArrayLike, "*batch n"]],
+    dl: Float[ArrayLike, "*batch"],
+):
+    """(dA,): the inverse, transposed. Here the inverse is the answer, not a detour."""
+    lu, pivots = residuals
+    dA = dl[..., None, None] * lu_solve((lu, pivots), _identity(lu), trans=1)  # (12.9)
+    return (dA,)
+
+
+def inverse(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch n n"]:
+    """B = A^{-1}: A (*batch, n, n) -> B (*batch, n, n); inf or NaN where A is singular."""
+    return jnp.linalg.inv(A)
+
+
+def inverse_fwd(A):
+    """B, the only residual."""
+    B = inverse(A)
+    return B, B
+
+
+def inverse_bwd(B: Float[ArrayLike, "*batch n n"], dB: Float[ArrayLike, "*batch n n"]):
+    """(dA,): the -1 / a^2 of numbers, with an order."""
+    dA = -_T(B) @ dB @ _T(B)  # (12.10)
+    return (dA,)
+
+
+def solve(
+    A: Float[ArrayLike, "*batch n n"],
+    b: Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"],
+) -> Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"]:
+    """The x with A x = b: A (*batch, n, n), b (*batch, n, k) -> x (*batch, n, k).
+
+    The k columns of b are right-hand sides of their own. For a single matrix b may be one vector,
+    (n,), and so is x then. A singular A gives inf or NaN.
+
+    Raises:
+        ValueError: b is one vector, and A a batch of matrices.
+
+    """
+    _check_right_hand_side(A, b)
+    return jnp.linalg.solve(A, b)
+
+
+def solve_fwd(A, b):
+    """x, and the residuals (lu, pivots, x): the factors of A serve its transpose too."""
+    _check_right_hand_side(A, b)
+    lu, pivots = lu_factor(A)
+    x = lu_solve((lu, pivots), b)
+    return x, (lu, pivots, x)
+
+
+def solve_bwd(
+    residuals: tuple[
+        Float[ArrayLike, "*batch n n"],
+        Integer[ArrayLike, "*batch n"],
+        Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"],
+    ],
+    dx: Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"],
+):
+    """(dA, db): one solve with the transpose, and an outer product."""
+    lu, pivots, x = residuals
+    db = lu_solve((lu, pivots), dx, trans=1)  # (12.12)
+    dA = -_columns(db, lu) @ _T(_columns(x, lu))  # (12.13)
+    return dA, db
+
+
+def cholesky(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch n n"]:
+    """The lower triangular L with L L^T = A, its diagonal positive: A, L (*batch, n, n).
+
+    A is positive definite; what is not gives NaN. Of an A that is not symmetric, (A + A^T) / 2 is
+    taken, as jax.numpy.linalg does (NumPy reads the lower triangle), so dA is symmetric.
+    """
+    return jnp.linalg.cholesky(A)
+
+
+def cholesky_fwd(A):
+    """L, the only residual."""
+    L = cholesky(A)
+    return L, L
+
+
+def cholesky_bwd(L: Float[ArrayLike, "*batch n n"], dL: Float[ArrayLike, "*batch n n"]):
+    """(dA,), symmetric: two triangular solves (Murray 2016, eq. 10)."""
+    M = triangular_solve(L, _phi(_T(L) @ dL), left_side=True, lower=True, transpose_a=True)
+    M = triangular_solve(L, M, left_side=False, lower=True)  # L^{-T} phi(L^T dL) L^{-1}
+    dA = (M + _T(M)) / 2  # (12.17)
+    return (dA,)
+
+
+def _T(A):
+    return jnp.swapaxes(A, -2, -1)
+
+
+def _diagonal(A):
+    return jnp.diagonal(A, axis1=-2, axis2=-1)
+
+
+def _identity(like):
+    return jnp.broadcast_to(jnp.eye(like.shape[-1], dtype=like.dtype), like.shape)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _columns(v, lu):
+    # one vector as a matrix with one column
+    return v.reshape(*lu.shape[:-1], -1)
+
+
+def _check_right_hand_side(A, b):
+    if jnp.ndim(b) == 1 and jnp.ndim(A) > 2:
+        wanted = f"(*{jnp.shape(A)[:-1]}, k)"
+        raise ValueError(f"b: expected {wanted}, a right-hand side a column; got {jnp.shape(b)}")
+
+
+def _phi(A):
+    # the lower triangle, with half of the diagonal: (12.15)
+    return jnp.tril(A) - _identity(A) * A / 2
+
+
+def _cofactors(A):
+    n = A.shape[-1]
+    if n <= 3:  # (A, 0; 0, I) has the same cofactors; with three rows they are cross products
+        rows = jnp.eye(3, dtype=A.dtype) + jnp.zeros((*A.shape[:-2], 3, 3), A.dtype)
+        rows = rows.at[..., :n, :n].set(A)
+        after, before = jnp.roll(rows, -1, axis=-2), jnp.roll(rows, 1, axis=-2)
+        return jnp.cross(after, before)[..., :n, :n]
+    # det(A) A^{-T}, (12.8). A pivot of exactly 0 becomes one of the size of a rounding error: a
+    # cofactor is a polynomial in A, so it moves by a rounding error too.
+    lu, pivots = lu_factor(A)
+    u, largest = _diagonal(lu), jnp.abs(jnp.triu(lu)).max(axis=(-2, -1))[..., None]
+    small = jnp.finfo(lu.dtype)
+    u = jnp.where(u == 0, jnp.maximum(small.eps * largest, small.tiny), u)
+    lu = jnp.where(jnp.eye(n, dtype=bool), u[..., None], lu)
+    signs = jnp.where(pivots == jnp.arange(n), 1, -1).astype(lu.dtype)
+    return (signs * u).prod(axis=-1)[..., None, None] * lu_solve(
+        (lu, pivots), _identity(lu), trans=1
+    )
