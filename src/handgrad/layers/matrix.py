@@ -2,14 +2,19 @@
 
 Leading axes are batch axes: a batch of matrices has the shape (*batch, n, n). A matrix that is not
 square, and sizes that don't fit, are a TypeError that names the argument. A matrix that has no
-inverse gives what JAX and LAPACK give, inf or NaN, and no error; so does an indefinite one.
+inverse gives what JAX and LAPACK give, inf or NaN, and no error; so does an indefinite one. JAX has
+no factorisation in bfloat16: cast to float32 first.
 """
 
 import jax.numpy as jnp
+from jax.lax.linalg import lu as lu_of
 from jax.lax.linalg import triangular_solve
 from jax.scipy.linalg import lu_factor, lu_solve
 from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
+
+# k columns for each matrix; or one vector, for a single matrix
+_Columns = Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"]
 
 
 def trace(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
@@ -45,7 +50,7 @@ def quadratic_form_bwd(
     dq: Float[ArrayLike, "*batch"],
 ):
     """(dx, dA). Only the symmetric part of A counts for dx; all examples read A."""
-    x, A = residuals
+    x, A = map(jnp.asarray, residuals)
     dq_x = dq[..., None] * x
     dx = dq_x @ (A + A.T)  # (12.3)
     dA = _rows(dq_x).T @ _rows(x)  # (12.4)
@@ -72,15 +77,15 @@ def frobenius_norm_bwd(
 ):
     """(dA,): the direction of A, times dr."""
     A, r = residuals
-    dA = dr[..., None, None] * (A / r[..., None, None])  # (12.5)
+    dA = (dr / r)[..., None, None] * A  # (12.5)
     return (dA,)
 
 
 def determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
     """d = det A: A (*batch, n, n) -> d (*batch).
 
-    Its gradient is right at a singular matrix too, whatever the rank; with more than 3 rows the
-    second derivatives need an A that has an inverse.
+    Its gradient is right at a singular matrix too, whatever the rank (in float32, with at most five
+    pivots of 0). With more than three rows the second derivatives need an A that has an inverse.
     """
     return jnp.linalg.det(jnp.asarray(A))
 
@@ -105,9 +110,9 @@ def log_determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*bat
 
 
 def log_determinant_fwd(A):
-    """l, and the residuals (lu, pivots), the factorisation that l comes from."""
-    lu, pivots = lu_factor(A)
-    return jnp.log(jnp.abs(_diagonal(lu))).sum(axis=-1), (lu, pivots)
+    """l, and the residuals (lu, order), the factors and the order of the rows of P A = L U."""
+    lu, _, order = lu_of(jnp.asarray(A))
+    return jnp.log(jnp.abs(_diagonal(lu))).sum(axis=-1), (lu, order)
 
 
 def log_determinant_bwd(
@@ -115,8 +120,8 @@ def log_determinant_bwd(
     dl: Float[ArrayLike, "*batch"],
 ):
     """(dA,): the inverse, transposed. Here the inverse is the answer, not a detour."""
-    lu, pivots = residuals
-    dA = dl[..., None, None] * lu_solve((lu, pivots), _identity(lu), trans=1)  # (12.9)
+    lu, order = residuals
+    dA = dl[..., None, None] * _transposed(_inverse(lu, order))  # (12.9)
     return (dA,)
 
 
@@ -133,14 +138,14 @@ def inverse_fwd(A):
 
 def inverse_bwd(B: Float[ArrayLike, "*batch n n"], dB: Float[ArrayLike, "*batch n n"]):
     """(dA,): the -1 / a^2 of numbers, with an order."""
-    dA = -_T(B) @ dB @ _T(B)  # (12.10)
+    dA = -_transposed(B) @ dB @ _transposed(B)  # (12.10)
     return (dA,)
 
 
 def solve(
     A: Float[ArrayLike, "*batch n n"],
-    b: Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"],
-) -> Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"]:
+    b: _Columns,
+) -> _Columns:
     """The x with A x = b: A (*batch, n, n), b (*batch, n, k) -> x (*batch, n, k).
 
     The k columns of b are right-hand sides of their own. For a single matrix b may be one vector,
@@ -166,14 +171,14 @@ def solve_bwd(
     residuals: tuple[
         Float[ArrayLike, "*batch n n"],
         Integer[ArrayLike, "*batch n"],
-        Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"],
+        _Columns,
     ],
-    dx: Float[ArrayLike, "*batch n k"] | Float[ArrayLike, " n"],
+    dx: _Columns,
 ):
     """(dA, db): one solve with the transpose, and an outer product."""
     lu, pivots, x = residuals
-    db = lu_solve((lu, pivots), dx, trans=1)  # (12.12)
-    dA = -_columns(db, lu) @ _T(_columns(x, lu))  # (12.13)
+    db = _solve_transposed(lu, pivots, dx)  # (12.12)
+    dA = -_columns(db, lu) @ _transposed(_columns(x, lu))  # (12.13)
     return dA, db
 
 
@@ -194,13 +199,13 @@ def cholesky_fwd(A):
 
 def cholesky_bwd(L: Float[ArrayLike, "*batch n n"], dL: Float[ArrayLike, "*batch n n"]):
     """(dA,), symmetric: two triangular solves (Murray 2016, eq. 10)."""
-    M = triangular_solve(L, _phi(_T(L) @ dL), left_side=True, lower=True, transpose_a=True)
+    M = triangular_solve(L, _phi(_transposed(L) @ dL), left_side=True, lower=True, transpose_a=True)
     M = triangular_solve(L, M, left_side=False, lower=True)  # L^{-T} phi(L^T dL) L^{-1}
-    dA = (M + _T(M)) / 2  # (12.17)
+    dA = (M + _transposed(M)) / 2  # (12.17)
     return (dA,)
 
 
-def _T(A):
+def _transposed(A):
     return jnp.swapaxes(A, -2, -1)
 
 
@@ -216,15 +221,27 @@ def _rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
+def _inverse(lu, order):
+    # U^{-1} L^{-1} P, where P A = L U: (12.14)
+    P = (order[..., None] == jnp.arange(lu.shape[-1])).astype(lu.dtype)
+    B = triangular_solve(lu, P, left_side=True, lower=True, unit_diagonal=True)
+    return triangular_solve(lu, B, left_side=True, lower=False)
+
+
+def _solve_transposed(lu, pivots, b):
+    # the y with A^T y = b, by the factors of A: (12.14)
+    return lu_solve((lu, pivots), b, trans=1)
+
+
 def _columns(v, lu):
     # one vector as a matrix with one column
-    return v.reshape(*lu.shape[:-1], -1)
+    return v[..., None] if v.ndim < lu.ndim else v
 
 
 def _check_right_hand_side(A, b):
     if jnp.ndim(b) == 1 and jnp.ndim(A) > 2:
-        wanted = f"(*{jnp.shape(A)[:-1]}, k)"
-        raise ValueError(f"b: expected {wanted}, a right-hand side a column; got {jnp.shape(b)}")
+        axes = ", ".join(map(str, jnp.shape(A)[:-1]))
+        raise ValueError(f"b: expected ({axes}, k), k columns a matrix; got {jnp.shape(b)}")
 
 
 def _phi(A):
@@ -235,18 +252,16 @@ def _phi(A):
 def _cofactors(A):
     n = A.shape[-1]
     if n <= 3:  # (A, 0; 0, I) has the same cofactors; with three rows they are cross products
-        rows = jnp.eye(3, dtype=A.dtype) + jnp.zeros((*A.shape[:-2], 3, 3), A.dtype)
-        rows = rows.at[..., :n, :n].set(A)
+        beside = [(0, 0)] * (A.ndim - 2) + [(0, 3 - n)] * 2
+        rows = jnp.pad(A, beside) + jnp.diag(jnp.arange(3) >= n).astype(A.dtype)
         after, before = jnp.roll(rows, -1, axis=-2), jnp.roll(rows, 1, axis=-2)
         return jnp.cross(after, before)[..., :n, :n]
     # det(A) A^{-T}, (12.8). A pivot of exactly 0 becomes one of the size of a rounding error: a
     # cofactor is a polynomial in A, so it moves by a rounding error too.
-    lu, pivots = lu_factor(A)
-    u, largest = _diagonal(lu), jnp.abs(jnp.triu(lu)).max(axis=(-2, -1))[..., None]
+    lu, pivots, order = lu_of(jnp.asarray(A))
     small = jnp.finfo(lu.dtype)
-    u = jnp.where(u == 0, jnp.maximum(small.eps * largest, small.tiny), u)
+    least = jnp.maximum(small.eps * jnp.abs(A).max(axis=(-2, -1)), small.tiny)[..., None]
+    u = jnp.where(_diagonal(lu) == 0, least, _diagonal(lu))
     lu = jnp.where(jnp.eye(n, dtype=bool), u[..., None], lu)
-    signs = jnp.where(pivots == jnp.arange(n), 1, -1).astype(lu.dtype)
-    return (signs * u).prod(axis=-1)[..., None, None] * lu_solve(
-        (lu, pivots), _identity(lu), trans=1
-    )
+    det = jnp.where(pivots == jnp.arange(n), u, -u).prod(axis=-1)  # a swap of rows, a sign
+    return det[..., None, None] * _transposed(_inverse(lu, order))
