@@ -198,7 +198,7 @@ def cholesky_fwd(A):
 
 
 def cholesky_bwd(L: Float[ArrayLike, "*batch n n"], dL: Float[ArrayLike, "*batch n n"]):
-    """(dA,), symmetric: two triangular solves (Murray 2016, eq. 10)."""
+    """(dA,), symmetric: two triangular solves (Murray 2016)."""
     M = triangular_solve(L, _phi(_transposed(L) @ dL), left_side=True, lower=True, transpose_a=True)
     M = triangular_solve(L, M, left_side=False, lower=True)  # L^{-T} phi(L^T dL) L^{-1}
     dA = (M + _transposed(M)) / 2  # (12.17)
