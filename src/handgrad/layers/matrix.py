@@ -3,7 +3,7 @@
 Leading axes are batch axes: a batch of matrices has the shape (*batch, n, n). A matrix that is not
 square, and sizes that don't fit, are a TypeError that names the argument. A matrix that has no
 inverse gives what JAX and LAPACK give, inf or NaN, and no error; so does an indefinite one. JAX has
-no factorisation in bfloat16: cast to float32 first.
+no factorisation in bfloat16, so there it is made in float32.
 """
 
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]
     Its gradient is right at a singular matrix too, whatever the rank (in float32, with at most five
     pivots of 0). With more than three rows the second derivatives need an A that has an inverse.
     """
-    return jnp.linalg.det(jnp.asarray(A))
+    return jnp.linalg.det(_wide(A)).astype(A.dtype)
 
 
 def determinant_fwd(A):
@@ -106,13 +106,13 @@ def log_determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*bat
 
     A singular matrix has l = -inf, and a gradient that is inf or NaN.
     """
-    return jnp.linalg.slogdet(A)[1]
+    return jnp.linalg.slogdet(_wide(A))[1].astype(A.dtype)
 
 
 def log_determinant_fwd(A):
     """l, and the residuals (lu, order), the factors and the order of the rows of P A = L U."""
-    lu, _, order = lu_of(jnp.asarray(A))
-    return jnp.log(jnp.abs(_diagonal(lu))).sum(axis=-1), (lu, order)
+    lu, _, order = lu_of(_wide(A))
+    return jnp.log(jnp.abs(_diagonal(lu))).sum(axis=-1).astype(A.dtype), (lu, order)
 
 
 def log_determinant_bwd(
@@ -121,13 +121,13 @@ def log_determinant_bwd(
 ):
     """(dA,): the inverse, transposed. Here the inverse is the answer, not a detour."""
     lu, order = residuals
-    dA = dl[..., None, None] * _transposed(_inverse(lu, order))  # (12.9)
+    dA = dl[..., None, None] * _inverse_transposed(lu, order, dl)  # (12.9)
     return (dA,)
 
 
 def inverse(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch n n"]:
     """B = A^{-1}: A (*batch, n, n) -> B (*batch, n, n); inf or NaN where A is singular."""
-    return jnp.linalg.inv(A)
+    return jnp.linalg.inv(_wide(A)).astype(A.dtype)
 
 
 def inverse_fwd(A):
@@ -156,14 +156,14 @@ def solve(
 
     """
     _check_right_hand_side(A, b)
-    return jnp.linalg.solve(A, b)
+    return jnp.linalg.solve(_wide(A), _wide(b)).astype(b.dtype)
 
 
 def solve_fwd(A, b):
     """x, and the residuals (lu, pivots, x): the factors of A serve its transpose too."""
     _check_right_hand_side(A, b)
-    lu, pivots = lu_factor(A)
-    x = lu_solve((lu, pivots), b)
+    lu, pivots = lu_factor(_wide(A))
+    x = lu_solve((lu, pivots), _wide(b)).astype(b.dtype)
     return x, (lu, pivots, x)
 
 
@@ -188,7 +188,7 @@ def cholesky(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch n n"
     A is positive definite; what is not gives NaN. Of an A that is not symmetric, (A + A^T) / 2 is
     taken, as jax.numpy.linalg does (NumPy reads the lower triangle), so dA is symmetric.
     """
-    return jnp.linalg.cholesky(A)
+    return jnp.linalg.cholesky(_wide(A)).astype(A.dtype)
 
 
 def cholesky_fwd(A):
@@ -199,10 +199,15 @@ def cholesky_fwd(A):
 
 def cholesky_bwd(L: Float[ArrayLike, "*batch n n"], dL: Float[ArrayLike, "*batch n n"]):
     """(dA,), symmetric: two triangular solves (Murray 2016)."""
-    M = triangular_solve(L, _phi(_transposed(L) @ dL), left_side=True, lower=True, transpose_a=True)
+    L, P = _wide(L), _wide(_phi(_transposed(L) @ dL))
+    M = triangular_solve(L, P, left_side=True, lower=True, transpose_a=True)
     M = triangular_solve(L, M, left_side=False, lower=True)  # L^{-T} phi(L^T dL) L^{-1}
     dA = (M + _transposed(M)) / 2  # (12.17)
-    return (dA,)
+    return (dA.astype(dL.dtype),)
+
+
+def _wide(A):
+    return jnp.asarray(A, jnp.promote_types(A.dtype, jnp.float32))
 
 
 def _transposed(A):
@@ -221,16 +226,17 @@ def _rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def _inverse(lu, order):
-    # U^{-1} L^{-1} P, where P A = L U: (12.14)
+def _inverse_transposed(lu, order, like):
+    # A^{-1} = U^{-1} L^{-1} P, where P A = L U: (12.14)
     P = (order[..., None] == jnp.arange(lu.shape[-1])).astype(lu.dtype)
     B = triangular_solve(lu, P, left_side=True, lower=True, unit_diagonal=True)
-    return triangular_solve(lu, B, left_side=True, lower=False)
+    B = triangular_solve(lu, B, left_side=True, lower=False)
+    return _transposed(B).astype(like.dtype)
 
 
 def _solve_transposed(lu, pivots, b):
     # the y with A^T y = b, by the factors of A: (12.14)
-    return lu_solve((lu, pivots), b, trans=1)
+    return lu_solve((lu, pivots), _wide(b), trans=1).astype(b.dtype)
 
 
 def _columns(v, lu):
@@ -258,10 +264,10 @@ def _cofactors(A):
         return jnp.cross(after, before)[..., :n, :n]
     # det(A) A^{-T}, (12.8). A pivot of exactly 0 becomes one of the size of a rounding error: a
     # cofactor is a polynomial in A, so it moves by a rounding error too.
-    lu, pivots, order = lu_of(jnp.asarray(A))
+    lu, pivots, order = lu_of(_wide(A))
     small = jnp.finfo(lu.dtype)
     least = jnp.maximum(small.eps * jnp.abs(A).max(axis=(-2, -1)), small.tiny)[..., None]
     u = jnp.where(_diagonal(lu) == 0, least, _diagonal(lu))
     lu = jnp.where(jnp.eye(n, dtype=bool), u[..., None], lu)
     det = jnp.where(pivots == jnp.arange(n), u, -u).prod(axis=-1)  # a swap of rows, a sign
-    return det[..., None, None] * _transposed(_inverse(lu, order))
+    return det[..., None, None].astype(A.dtype) * _inverse_transposed(lu, order, A)
