@@ -20,6 +20,7 @@ PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 UNITS = {  # what is counted, and as what; additions and comparisons are cheap beside these
     **dict.fromkeys(("mul", "div", "integer_pow", "square", "sqrt", "rsqrt"), ""),
     **dict.fromkeys(("dot_general", "conv_general_dilated"), ""),
+    **dict.fromkeys(("lu", "cholesky", "triangular_solve"), ""),
     **dict.fromkeys(("exp", "exp2", "expm1", "tanh", "logistic", "erf", "pow"), "exp"),
     **dict.fromkeys(("log", "log1p"), "log"),
     "select_n": "selections",
@@ -72,14 +73,26 @@ def kept(row):
     return dict(zip(_symbols(row), entries, strict=True))
 
 
+def axes(row):
+    """The names of the axes of each argument: [["N", "d"], ["n", "n"]]."""
+    return _axes(row)[:-1]
+
+
+def _axes(row):
+    # of the arguments and of what is made of them
+    args, _ = row.examples(np.random.default_rng(0))["typical"]
+    signature = inspect.signature(row.f)
+    parameters = [*signature.parameters.values()][: len(args)]
+    annotations = [*(p.annotation for p in parameters), signature.return_annotation]
+    return [(get_args(a) or [a])[0].dim_str.split() for a in annotations]
+
+
 def _generic(row):
     # arguments to trace with, the hyperparameters, and the letter that each size stands for
     args, hyper = row.examples(np.random.default_rng(0))["typical"]
-    signature = inspect.signature(row.f)
-    parameters = list(signature.parameters.values())
+    *axes, made = _axes(row)
+    parameters = inspect.signature(row.f).parameters.values()
     needed = {p.name for p in parameters if p.default is p.empty}
-    annotations = [*(p.annotation for p in parameters[: len(args)]), signature.return_annotation]
-    *axes, made = [(get_args(a) or [a])[0].dim_str.split() for a in annotations]
     names = dict.fromkeys(_letter(axis, axes) for of in axes for axis in of)
     primes = dict(zip(names, reversed(PRIMES), strict=False))  # data first: a kernel fits in it
     specs = [
@@ -127,6 +140,8 @@ def counted(jaxpr, letters, times=1):
             if name == "dot_general":
                 ((contracted, _), _) = equation.params["dimension_numbers"]
                 size *= math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            if name in ("lu", "cholesky", "triangular_solve"):  # some share of a row for each entry
+                size *= equation.invars[0].aval.shape[-1]
             if name == "conv_general_dilated":  # each output reads one kernel
                 kernel = equation.invars[1].aval.shape
                 size *= (

@@ -8,6 +8,7 @@ Derivation: notebooks/32_checker.ipynb
 import itertools
 from functools import partial
 
+import jax
 import numpy as np
 
 from handgrad.check.naming.mistakes import Alternative, Hypothesis, Mistake
@@ -176,6 +177,23 @@ def _triangles(wrong):
 def _of_a_norm(wrong):
     for dz, layer in wrong.downstream:
         yield from _of_a_layer(wrong, dz, layer)
+
+
+@_formula("a scale outside of a norm")
+def _of_a_scale(wrong):
+    # A norm's sums are of the cotangent times its scale. Without it in them, and with it before
+    # them, the gradient is the scale times what the pullback makes of the cotangent over it.
+    x = wrong.value
+    for dz, layer in wrong.downstream:
+        if np.shape(dz) != x.shape or x.ndim < 1:
+            continue
+        for what, scale in wrong.arrays().items():
+            if scale.shape != x.shape[-1:] or not scale.all() or np.ptp(scale) == 0:
+                continue
+            words = f"{what} multiplies the whole, and is missing where the cotangent is summed: "
+            words += f"sum it times {what}"
+            value = scale * jax.vjp(layer, x)[1](dz / scale)[0]
+            yield Alternative((Mistake("scale", words),), np.asarray(value, "float64"))
 
 
 def _of_a_layer(wrong, dz, layer):
