@@ -145,6 +145,23 @@ def test_the_paths_of_a_norm_are_told_apart(dtype, paths, over, name):
         check_rule(f, lambda *args: (f(*args), args), bwd, x)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_scale_that_stands_outside_a_norm_s_sums_is_named(dtype):
+    def parts(x, gamma):
+        r = 1 / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+        return gamma * (x * r), x * r, r
+
+    def bwd(args, dz):
+        _, u, r = parts(*args)
+        dx = args[1] * r * (dz - u * (dz * u).mean(-1, keepdims=True))
+        return dx, (dz * u).sum(0)
+
+    args = jnp.asarray(X, dtype), jnp.asarray(rng.normal(size=X.shape[1]), dtype)
+    found = of_rule(lambda x, gamma: parts(x, gamma)[0], bwd, *args)
+    assert found["dx"].mistakes == ("scale",) and "summed" in found["dx"].words
+    assert list(found) == ["dx"]
+
+
 def test_what_is_no_classic_mistake_gets_no_name():
     wrong = 3 * X**2
     wrong[1, :2] += [1.0, -1.0]  # two neighbours, and no label in sight

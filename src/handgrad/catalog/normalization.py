@@ -126,8 +126,8 @@ PROJECTED = (
     r"- \tfrac1n \langle \hat x, d\hat x \rangle\,\hat x\right)"
 )
 CHANNELS = {
-    "gamma": r"d\gamma = \sum_n dz_n \odot \hat x_n",
-    "beta": r"d\beta = \sum_n dz_n",
+    "gamma": r"d\gamma = \sum_i dz_i \odot \hat x_i",
+    "beta": r"d\beta = \sum_i dz_i",
 }
 STANDARDIZED = r"z = \gamma \odot \hat x + \beta, \quad \hat x = r\,(x - \mu\,\mathbf{1})"
 SHARED = (
@@ -218,7 +218,7 @@ ROWS = (
         {
             "x": r"dx = \alpha\,du",
             "alpha": r"d\alpha = \langle x, du \rangle",
-            "gamma": r"d\gamma = \sum_n dz_n \odot t_n",
+            "gamma": r"d\gamma = \sum_i dz_i \odot t_i",
             "beta": CHANNELS["beta"],
         },
         _squashed,

@@ -5,7 +5,11 @@ the way back the cotangent loses the same: what points along 1 and along xhat, (
 
 xhat is the normalised input, and r the inverse deviation, one for all numbers that share it. eps
 is added below the root and counts in every gradient. Numbers that are all equal have no deviation:
-xhat is 0, and with eps = 0 it is NaN, or one rounding error divided by another.
+xhat is 0, or a rounding error of the mean times r; with eps = 0 it is NaN, or one rounding error
+divided by another.
+
+Squares are taken in the dtype of x. Where they overflow (above some 1e19 in float32, 255 in
+float16) r is 0, and so is xhat; where they underflow and eps = 0, r is inf.
 """
 
 import math
@@ -63,7 +67,7 @@ def rms_norm(
 ) -> Float[ArrayLike, "*batch d"]:
     """z = gamma x / sqrt(mean(x^2) + eps), (11.16): x (*batch, d), gamma (d,).
 
-    Zhang and Sennrich 2019, section 4.
+    With eps = 0 the vector 0 gives NaN. Zhang and Sennrich 2019, section 4.
 
     Raises:
         TypeError: an argument is not a float array, or gamma has not d entries.

@@ -216,7 +216,7 @@ def _of_a_layer(wrong, dz, layer):
         # The direct path is the slope with both fixed, dz times u's own factor, which the value
         # tells: the layer less itself at u = 0. The two others are what is then left of the truth.
         # (A layer that divides by a length has no value at 0: take it for 0.)
-        value = layer(x) - np.nan_to_num(layer(x - u))
+        value = np.asarray(layer(x)) - np.nan_to_num(layer(x - u))
         factor = np.divide(value, u, out=np.zeros_like(u), where=u != 0)
         whole = _split(dz * factor - true, u, mean)
         little = 1e3 * wrong.digits() * np.abs(true).max()  # a small u spoils the factor's digits
