@@ -17,8 +17,8 @@ OURS = {
     optax.losses: {"softmax_cross_entropy_with_integer_labels": "softmax_cross_entropy"},
 }
 
-# Our names for what is to come, and its notebook. Whoever brings the rule deletes the line, or moves
-# it to OURS where the names differ.
+# Our names for what is to come, and its notebook. Whoever brings the rule deletes the line, or
+# moves it to OURS where the names differ.
 TO_COME = {
     jax.nn: {
         "dot_product_attention": ("attention", "16_attention"),

@@ -217,8 +217,8 @@ ROWS = (
     ),
     Row(
         soft_sign,
-        r"a = x / (1 + |x|)",
-        {"x": r"dx = da \odot \frac{1}{(1 + |x|)^2}"},
+        r"a = x / (1 + \lvert x \rvert)",
+        {"x": r"dx = da \odot \frac{1}{(1 + \lvert x \rvert)^2}"},
         _points(),
         same_as="jax.nn.soft_sign",
     ),
@@ -265,13 +265,6 @@ ROWS = (
         where=r"$\rho$ has an entry for each channel",
     ),
     Row(
-        glu,
-        r"a = u \odot \sigma(g), \ x = (u, g)",
-        {"x": r"dx = (da \odot \sigma(g), \ da \odot u \odot \sigma(g) \odot \sigma(-g))"},
-        _halved,
-        same_as="jax.nn.glu",
-    ),
-    Row(
         swiglu,
         r"a = f(g) \odot u, \ f = \operatorname{silu}",
         {"gate": r"dg = da \odot u \odot f'(g)", "up": r"du = da \odot f(g)"},
@@ -284,5 +277,12 @@ ROWS = (
         {"gate": r"dg = da \odot u \odot f'(g)", "up": r"du = da \odot f(g)"},
         _gated,
         same_as=lambda gate, up: jax.nn.gelu(gate, approximate=False) * up,
+    ),
+    Row(
+        glu,
+        r"a = u \odot \sigma(g), \ x = (u, g)",
+        {"x": r"dx = (da \odot \sigma(g), \ da \odot u \odot \sigma(g) \odot \sigma(-g))"},
+        _halved,
+        same_as="jax.nn.glu",
     ),
 )

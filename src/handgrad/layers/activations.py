@@ -412,6 +412,58 @@ def prelu_bwd(
     return dx, dslope
 
 
+def swiglu(
+    gate: Float[ArrayLike, "*shape"], up: Float[ArrayLike, "*shape"]
+) -> Float[ArrayLike, "*shape"]:
+    """a = silu(gate) o up, (5.38).
+
+    N. Shazeer, GLU variants improve transformer, 2020 (arXiv 2002.05202).
+    """
+    return silu(gate) * up
+
+
+def swiglu_fwd(gate, up):
+    """a, and the residuals (gate, up)."""
+    return swiglu(gate, up), (gate, up)
+
+
+def swiglu_bwd(
+    residuals: tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]],
+    da: Float[ArrayLike, "*shape"],
+):
+    """(dgate, dup): the gate gets silu's cotangent, of what arrives there."""
+    gate, up = residuals
+    dgate = silu_bwd(gate, da * up)[0]  # (5.39)
+    dup = da * silu(gate)  # (5.40)
+    return dgate, dup
+
+
+def geglu(
+    gate: Float[ArrayLike, "*shape"], up: Float[ArrayLike, "*shape"]
+) -> Float[ArrayLike, "*shape"]:
+    """a = gelu(gate) o up, (5.38).
+
+    N. Shazeer, GLU variants improve transformer, 2020 (arXiv 2002.05202).
+    """
+    return gelu(gate) * up
+
+
+def geglu_fwd(gate, up):
+    """a, and the residuals (gate, up)."""
+    return geglu(gate, up), (gate, up)
+
+
+def geglu_bwd(
+    residuals: tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]],
+    da: Float[ArrayLike, "*shape"],
+):
+    """(dgate, dup): the gate gets gelu's cotangent, of what arrives there."""
+    gate, up = residuals
+    dgate = gelu_bwd(gate, da * up)[0]  # (5.39)
+    dup = da * gelu(gate)  # (5.40)
+    return dgate, dup
+
+
 def glu(x: Float[ArrayLike, "*batch two_k"]) -> Float[ArrayLike, "*batch k"]:
     """a = u o sigmoid(g), (5.38), with u and g the first and the second half of x's last axis.
 
@@ -435,60 +487,8 @@ def glu_fwd(x):
 def glu_bwd(x: Float[ArrayLike, "*batch two_k"], da: Float[ArrayLike, "*batch k"]):
     """(dx,): each half meets the cotangent and what the other half made of it."""
     u, g = _halves(x)
-    dx = jnp.concatenate([da * sigmoid(g), da * u * sigmoid(g) * sigmoid(-g)], axis=-1)  # (5.39)
+    dx = jnp.concatenate([da * sigmoid(g), da * u * sigmoid(g) * sigmoid(-g)], axis=-1)  # (5.41)
     return (dx,)
-
-
-def swiglu(
-    gate: Float[ArrayLike, "*shape"], up: Float[ArrayLike, "*shape"]
-) -> Float[ArrayLike, "*shape"]:
-    """a = silu(gate) o up, (5.40).
-
-    N. Shazeer, GLU variants improve transformer, 2020 (arXiv 2002.05202).
-    """
-    return silu(gate) * up
-
-
-def swiglu_fwd(gate, up):
-    """a, and the residuals (gate, up)."""
-    return swiglu(gate, up), (gate, up)
-
-
-def swiglu_bwd(
-    residuals: tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]],
-    da: Float[ArrayLike, "*shape"],
-):
-    """(dgate, dup): the gate gets silu's cotangent, of what arrives there."""
-    gate, up = residuals
-    dgate = silu_bwd(gate, da * up)[0]  # (5.41)
-    dup = da * silu(gate)  # (5.42)
-    return dgate, dup
-
-
-def geglu(
-    gate: Float[ArrayLike, "*shape"], up: Float[ArrayLike, "*shape"]
-) -> Float[ArrayLike, "*shape"]:
-    """a = gelu(gate) o up, (5.40).
-
-    N. Shazeer, GLU variants improve transformer, 2020 (arXiv 2002.05202).
-    """
-    return gelu(gate) * up
-
-
-def geglu_fwd(gate, up):
-    """a, and the residuals (gate, up)."""
-    return geglu(gate, up), (gate, up)
-
-
-def geglu_bwd(
-    residuals: tuple[Float[ArrayLike, "*shape"], Float[ArrayLike, "*shape"]],
-    da: Float[ArrayLike, "*shape"],
-):
-    """(dgate, dup): the gate gets gelu's cotangent, of what arrives there."""
-    gate, up = residuals
-    dgate = gelu_bwd(gate, da * up)[0]  # (5.41)
-    dup = da * gelu(gate)  # (5.42)
-    return dgate, dup
 
 
 def _halves(x):
