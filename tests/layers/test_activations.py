@@ -22,10 +22,10 @@ RIGHT = {
     "5.2": [
         """
         cube = lambda a: 3 * np.abs(a) ** (2 / 3)
-        return {"silu": None, "sine": None, "exp": np.array, "cube": cube}
+        return {"bell": None, "sine": None, "exp": np.array, "cube": cube}
         """,
         "cube = lambda a: 3 * (a * a) ** (1 / 3)\n"
-        "return dict(exp=lambda a: 1 * a, cube=cube, sine=None, silu=None)",
+        "return dict(exp=lambda a: 1 * a, cube=cube, sine=None, bell=None)",
     ],
     "5.3": [
         "return -np.expm1(-a)",
@@ -41,19 +41,19 @@ RIGHT = {
     ],
     "5.5": [
         """
-        s = 1 / (1 + jnp.exp(-beta * x))
-        slope = beta * x * s * (1 - s)
-        return da * s + da * slope, (da * x * slope).sum() / beta
+        w = omega * x
+        slope = jnp.sin(2 * w)
+        return da * (1 + slope), (da * (x * slope - jnp.sin(w) ** 2 / omega)).sum() / omega
         """,
         """
-        s = hg.sigmoid(beta * x)
-        ds = s * hg.sigmoid(-beta * x)
-        return da * (s + beta * x * ds), jnp.vdot(da, x * x * ds)
+        s, c = jnp.sin(omega * x), jnp.cos(omega * x)
+        domega = jnp.vdot(da, 2 * x * s * c / omega) - jnp.vdot(da, s * s) / omega**2
+        return da * (s + c) ** 2, domega
         """,
         """
-        a = x * jax.nn.sigmoid(beta * x)
-        s = jax.nn.sigmoid(beta * x)
-        return da * (s + beta * a * (1 - s)), jnp.einsum("ij,ij->", da * a, x - a)
+        a = snake(x, omega)
+        dx = da + da * jnp.sin(2 * omega * x)
+        return dx, jnp.einsum("ij,ij->", dx, x) / omega - jnp.einsum("ij,ij->", da, a) / omega
         """,
     ],
 }
@@ -65,13 +65,13 @@ WRONG = {
         "return [0.0, 2.5, 7.0, -4.0], [0.0, 0.0, 7.0, -4.0]",
     ],
     "5.2": [
-        "return dict(exp=lambda a: a, cube=lambda a: 3 * a ** (2 / 3), sine=None, silu=None)",
-        'return {"exp": lambda a: a, "cube": None, "sine": None, "silu": None}',
-        "return dict(exp=jnp.exp, cube=lambda a: 3 * jnp.cbrt(a) ** 2, sine=None, silu=None)",
-        'return {"exp": lambda a: a, "sine": None, "silu": None}',
+        "return dict(exp=lambda a: a, cube=lambda a: 3 * a ** (2 / 3), sine=None, bell=None)",
+        'return {"exp": lambda a: a, "cube": None, "sine": None, "bell": None}',
+        "return dict(exp=jnp.exp, cube=lambda a: 3 * jnp.cbrt(a) ** 2, sine=None, bell=None)",
+        'return {"exp": lambda a: a, "sine": None, "bell": None}',
         """
         cube, sine = lambda a: 3 * jnp.cbrt(a) ** 2, lambda a: jnp.sqrt(1 - a * a)
-        return {"exp": lambda a: a, "cube": cube, "sine": sine, "silu": None}
+        return {"exp": lambda a: a, "cube": cube, "sine": sine, "bell": None}
         """,
     ],
     "5.3": [
@@ -88,20 +88,23 @@ WRONG = {
     ],
     "5.5": [
         """
-        s = jax.nn.sigmoid(beta * x)
-        return da * (s + beta * x * s * (1 - s)), da * x**2 * s * (1 - s)
+        w = omega * x
+        dx = da * (1 + jnp.sin(2 * w))
+        return dx, da * (x * jnp.sin(2 * w) / omega - jnp.sin(w) ** 2 / omega**2)
         """,
         """
-        s = jax.nn.sigmoid(beta * x)
-        return da * (s + x * s * (1 - s)), jnp.sum(da * x**2 * s * (1 - s))
+        w = omega * x
+        dx = da * (1 + jnp.sin(w))
+        return dx, jnp.sum(da * (x * jnp.sin(2 * w) / omega - jnp.sin(w) ** 2 / omega**2))
         """,
         """
-        s = jax.nn.sigmoid(beta * x)
-        return da * (s + beta * x * s * (1 - s)), jnp.sum(da * x * s * (1 - s))
+        w = omega * x
+        return da * (1 + jnp.sin(2 * w)), jnp.sum(da * x * jnp.sin(2 * w)) / omega
         """,
         """
-        s = jax.nn.sigmoid(beta * x)
-        return da * s, jnp.sum(da * x**2 * s * (1 - s))
+        w = omega * x
+        dx = da * jnp.sin(2 * w)
+        return dx, jnp.sum(da * (x * jnp.sin(2 * w) / omega - jnp.sin(w) ** 2 / omega**2))
         """,
     ],
 }
