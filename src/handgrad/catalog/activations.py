@@ -280,9 +280,10 @@ ROWS = (
     ),
     Row(
         glu,
-        r"a = u \odot \sigma(g), \ x = (u, g)",
+        r"a = u \odot \sigma(g)",
         {"x": r"dx = (da \odot \sigma(g), \ da \odot u \odot \sigma(g) \odot \sigma(-g))"},
         _halved,
         same_as="jax.nn.glu",
+        where=r"$x = (u, g)$, two halves of its last axis",
     ),
 )
