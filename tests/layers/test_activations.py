@@ -129,7 +129,7 @@ def lost(name, dtype):
     zero = np.argmax(slope == 0)
     assert not slope[zero:].any(), "and 0 from there on"
     off = np.argmax(np.abs(slope / true[name]() - 1) > 0.1)
-    return np.floor(x[off]), np.ceil(x[zero])
+    return x[off], x[zero]
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "elu"])
@@ -139,7 +139,10 @@ def test_the_docstring_says_where_the_slope_loses_its_digits(name):
     rough = re.search(pattern, words).groups()
     gone = re.search(r"and is 0 from (\d+), (\d+), (\d+) on", words).groups()
     for dtype, *said in zip(("float64", "float32", "bfloat16"), rough, gone, strict=True):
-        assert [f"{x:.0f}" for x in lost(name, dtype)] == said, dtype
+        off, zero = lost(name, dtype)
+        assert np.floor(off) == float(said[0]), dtype
+        # the last bit of expm1 differs from one version of XLA to another
+        assert 0 <= float(said[1]) - zero < (1.1 if name == "elu" else 1), dtype
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
