@@ -158,7 +158,7 @@ def reshape(x: Float[ArrayLike, "*shape"], *, shape: tuple[int, ...]) -> Float[A
     """The entries of x, row after row, in another shape, (9.9). One length may be -1: the rest.
 
     Raises:
-        TypeError: the shape has not as many entries as x.
+        TypeError: the shape has not as many entries as x; a ValueError, if x is NumPy's.
 
     """
     return jnp.reshape(x, shape)
