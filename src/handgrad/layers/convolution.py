@@ -57,7 +57,7 @@ def conv1d_bwd(
     geometry = _geometry("W", x, W.shape[:-2], stride, padding, dilation)
     dx = _to_input(dz, W, *geometry)  # (13.11)
     dW = _to_kernel(x, dz, W, *geometry)  # (13.13)
-    db = dz.reshape(-1, dz.shape[-1]).sum(axis=0)  # (13.14)
+    db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
     return dx, dW, db
 
 
@@ -98,7 +98,7 @@ def conv2d_bwd(
     geometry = _geometry("W", x, W.shape[:-2], stride, padding, dilation)
     dx = _to_input(dz, W, *geometry)  # (13.11)
     dW = _to_kernel(x, dz, W, *geometry)  # (13.13)
-    db = dz.reshape(-1, dz.shape[-1]).sum(axis=0)  # (13.14)
+    db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
     return dx, dW, db
 
 
@@ -138,7 +138,7 @@ def depthwise_conv2d_bwd(
     geometry, groups = _geometry("W", x, W.shape[:2], stride, padding), W.shape[2]
     dx = _to_input(dz, W[:, :, None], *geometry, groups=groups)  # (13.17)
     dW = _to_kernel(x, dz, W[:, :, None], *geometry, groups=groups)[:, :, 0]  # (13.17)
-    db = dz.reshape(-1, dz.shape[-1]).sum(axis=0)  # (13.14)
+    db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
     return dx, dW, db
 
 
@@ -156,7 +156,8 @@ def conv2d_transpose(
 
     Raises:
         TypeError: an argument is not a float array, or a shape does not fit the signature.
-        ValueError: stride below 1, padding below 0, or so large that no output is left.
+        ValueError: stride below 1, padding below 0, or so large that no output is left; x or W
+            without an entry along an axis of space.
 
     """
     return _to_input(x, W, *_adjoint_geometry(x, W.shape[:2], stride, padding)) + b
@@ -179,7 +180,7 @@ def conv2d_transpose_bwd(
     geometry = _adjoint_geometry(x, W.shape[:2], stride, padding)
     dx = _forward(dz, W, *geometry)  # (13.19)
     dW = _to_kernel(dz, x, W, *geometry)  # (13.19)
-    db = dz.reshape(-1, dz.shape[-1]).sum(axis=0)  # (13.14)
+    db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
     return dx, dW, db
 
 
@@ -188,7 +189,8 @@ def max_pool(
 ) -> Float[ArrayLike, "*batch P Q C"]:
     """z = the largest entry of each window, (13.20): x (*batch, H, W, C) -> z (*batch, P, Q, C).
 
-    Of several largest ones the first, row by row, gets the cotangent, as in JAX.
+    Of several largest ones the first, row by row, gets the cotangent, as in JAX's derivative of
+    reduce_window. A NaN makes its window's z NaN, and the window's cotangent then goes nowhere.
 
     Raises:
         TypeError: x is not a float array with the axes H, W and C.
@@ -309,8 +311,13 @@ def _adjoint_geometry(x, size, stride, padding):
     # That of the smallest input from which conv2d makes x's size, (13.18): it has no tail.
     axes = len(size)
     stride, padding = _each("stride", stride, axes), _each("padding", padding, axes, least=0)
+    given = x.shape[-axes - 1 : -1]
+    for name, sizes in ("x", given), ("W", size):
+        if min(sizes) < 1:
+            wanted = "at least 1 entry along each axis of space"
+            raise ValueError(f"{name}: expected {wanted}; got {tuple(sizes)}")
     reach, none = [k - 1 for k in size], [0] * axes
-    sides = zip(x.shape[-axes - 1 : -1], stride, padding, reach, strict=True)
+    sides = zip(given, stride, padding, reach, strict=True)
     made = tuple(s * (n - 1) + r + 1 - 2 * p for n, s, p, r in sides)
     if min(made) < 1:
         raise ValueError(f"padding: expected one that leaves an output; {padding} leaves {made}")
@@ -357,7 +364,7 @@ def _correlate(x, W, layout, stride, pads, input_dilation, dilation, groups):
 
 def _flat(x, W):
     # one batch axis in place of any number
-    return x.reshape(-1, *x.shape[1 - W.ndim :])
+    return x.reshape(math.prod(x.shape[: 1 - W.ndim]), *x.shape[1 - W.ndim :])
 
 
 def _pooled(x, window, stride):
