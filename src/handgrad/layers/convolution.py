@@ -254,7 +254,7 @@ def average_pool_bwd(
 def upsample(
     x: Float[ArrayLike, "*batch P Q C"], *, factor: Sizes
 ) -> Float[ArrayLike, "*batch H W C"]:
-    """z_i = x_{floor(i / factor)} along both axes, (13.25): each pixel becomes a block of its like.
+    """z_i = x_{floor(i / factor)} along both axes, (13.25): each pixel is repeated in a block.
 
     Raises:
         TypeError: x is not a float array with the axes P, Q and C.
