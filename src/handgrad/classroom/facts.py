@@ -21,7 +21,7 @@ UNITS = {  # what is counted, and as what; additions and comparisons are cheap b
     **dict.fromkeys(("mul", "div", "integer_pow", "square", "sqrt", "rsqrt"), ""),
     **dict.fromkeys(("dot_general", "conv_general_dilated"), ""),
     **dict.fromkeys(("lu", "cholesky", "triangular_solve"), ""),
-    **dict.fromkeys(("exp", "exp2", "expm1", "tanh", "logistic", "erf", "pow"), "exp"),
+    **dict.fromkeys(("exp", "exp2", "expm1", "tanh", "logistic", "erf", "erfc", "pow"), "exp"),
     **dict.fromkeys(("log", "log1p"), "log"),
     "select_n": "selections",
 }
@@ -95,8 +95,11 @@ def _generic(row):
     needed = {p.name for p in parameters if p.default is p.empty}
     names = dict.fromkeys(_letter(axis, axes) for of in axes for axis in of)
     primes = dict(zip(names, reversed(PRIMES), strict=False))  # data first: a kernel fits in it
+    twice = {axis: 1 + axis.startswith("two_") for of in axes for axis in of}
     specs = [
-        jax.ShapeDtypeStruct([primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype)
+        jax.ShapeDtypeStruct(
+            [twice[axis] * primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype
+        )
         for of, arg in zip(axes, args, strict=True)
     ]
     plain = {name: value for name, value in hyper.items() if name in needed}
@@ -124,6 +127,7 @@ def _letter(axis, axes):
         return "S"
     if axis.startswith("*"):
         return "n" if all(len(of) == 1 for of in axes if of) and axis == "*shape" else "N"
+    axis = axis.removeprefix("two_")
     return axis if len(axis) == 1 else f"{axis[0]}_{axis[1:]}"
 
 

@@ -1,9 +1,10 @@
 """Functions of a square matrix, and the solve.    Derivation: notebooks/12_matrix.ipynb
 
 Leading axes are batch axes: a batch of matrices has the shape (*batch, n, n). A matrix that is not
-square, and sizes that don't fit, are a TypeError that names the argument. A matrix that has no
-inverse gives what JAX and LAPACK give, inf or NaN, and no error; so does an indefinite one. JAX has
-no factorisation in bfloat16, so there it is made in float32.
+square, and sizes that don't fit, are a TypeError that names the argument. A pivot that is
+exactly 0 gives what JAX and LAPACK give, inf or NaN, and no error (but see determinant); so does
+an indefinite matrix in cholesky. A singular matrix whose pivot of 0 is rounded to some 1e-16 gives
+finite numbers that mean nothing. JAX has no factorisation in bfloat16, so it is made in float32.
 """
 
 import jax.numpy as jnp
@@ -84,8 +85,10 @@ def frobenius_norm_bwd(
 def determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
     """d = det A: A (*batch, n, n) -> d (*batch).
 
-    Its gradient is right at a singular matrix too, whatever the rank (in float32, with at most five
-    pivots of 0). With more than three rows the second derivatives need an A that has an inverse.
+    Its gradient is right at a singular matrix too, whatever the rank, up to rounding errors of A's
+    largest entry. With more than three rows it can be wrong or NaN where there are more than 19
+    pivots of 0 (in float32, five) or det A leaves the range of floats otherwise, and the second
+    derivatives need an A that has an inverse.
     """
     return jnp.linalg.det(_wide(A)).astype(A.dtype)
 
@@ -104,7 +107,7 @@ def determinant_bwd(A: Float[ArrayLike, "*batch n n"], dd: Float[ArrayLike, "*ba
 def log_determinant(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
     """l = log |det A|: A (*batch, n, n) -> l (*batch).
 
-    A singular matrix has l = -inf, and a gradient that is inf or NaN.
+    A matrix with a pivot of exactly 0 has l = -inf, and a gradient that is inf or NaN.
     """
     return jnp.linalg.slogdet(_wide(A))[1].astype(A.dtype)
 
@@ -126,7 +129,7 @@ def log_determinant_bwd(
 
 
 def inverse(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch n n"]:
-    """B = A^{-1}: A (*batch, n, n) -> B (*batch, n, n); inf or NaN where A is singular."""
+    """B = A^{-1}: A (*batch, n, n) -> B (*batch, n, n); inf or NaN at a pivot of 0."""
     return jnp.linalg.inv(_wide(A)).astype(A.dtype)
 
 
@@ -149,7 +152,7 @@ def solve(
     """The x with A x = b: A (*batch, n, n), b (*batch, n, k) -> x (*batch, n, k).
 
     The k columns of b are right-hand sides of their own. For a single matrix b may be one vector,
-    (n,), and so is x then. A singular A gives inf or NaN.
+    (n,), and so is x then. A pivot of exactly 0 gives inf or NaN.
 
     Raises:
         ValueError: b is one vector, and A a batch of matrices.
@@ -270,4 +273,5 @@ def _cofactors(A):
     u = jnp.where(_diagonal(lu) == 0, least, _diagonal(lu))
     lu = jnp.where(jnp.eye(n, dtype=bool), u[..., None], lu)
     det = jnp.where(pivots == jnp.arange(n), u, -u).prod(axis=-1)  # a swap of rows, a sign
-    return det[..., None, None].astype(A.dtype) * _inverse_transposed(lu, order, A)
+    C = det[..., None, None] * _inverse_transposed(lu, order, lu)  # tiny times huge, then rounded
+    return C.astype(A.dtype)
