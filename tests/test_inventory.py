@@ -56,7 +56,7 @@ WHY_NOT = {
         "multiclass_hinge_loss": "a largest entry less the label's, e_i - e_y: exercise 10.3",
         "multiclass_perceptron_loss": "a largest entry less the label's: e_i - e_y",
         "perceptron_loss": "hinge with a margin of 0",
-        "poly_loss_cross_entropy": "softmax_cross_entropy plus a multiple of 1 - o_y: exercise 10.2",
+        "poly_loss_cross_entropy": "adds a multiple of 1 - o_y: exercise 10.2",
         "ranking_softmax_loss": "softmax_cross_entropy, the entries of a list for its classes",
         "safe_softmax_cross_entropy": "softmax_cross_entropy, which is as safe for a logit of -inf",
         "smooth_labels": "makes targets, and is linear in them",

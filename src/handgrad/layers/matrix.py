@@ -24,7 +24,7 @@ def trace(A: Float[ArrayLike, "*batch n n"]) -> Float[ArrayLike, "*batch"]:
 
 
 def trace_fwd(A):
-    """t, and A, of which the shape alone is used: under jit nothing is kept."""
+    """t, and A, of which only the shape is used: under jit nothing is kept."""
     return trace(A), A
 
 
@@ -122,7 +122,7 @@ def log_determinant_bwd(
     residuals: tuple[Float[ArrayLike, "*batch n n"], Integer[ArrayLike, "*batch n"]],
     dl: Float[ArrayLike, "*batch"],
 ):
-    """(dA,): the inverse, transposed. Here the inverse is the answer, not a detour."""
+    """(dA,): the inverse, transposed. Here the inverse itself is the answer."""
     lu, order = residuals
     dA = dl[..., None, None] * _inverse_transposed(lu, order, dl)  # (12.9)
     return (dA,)
@@ -140,7 +140,7 @@ def inverse_fwd(A):
 
 
 def inverse_bwd(B: Float[ArrayLike, "*batch n n"], dB: Float[ArrayLike, "*batch n n"]):
-    """(dA,): the -1 / a^2 of numbers, with an order."""
+    """(dA,): like -1 / a^2 for a number, but the order of the factors matters."""
     dA = -_transposed(B) @ dB @ _transposed(B)  # (12.10)
     return (dA,)
 
