@@ -1,8 +1,8 @@
 """Maps that move numbers, repeat them and add them up.    Derivation: notebooks/09_shapes.ipynb
 
 Most of them are linear, and one theorem serves all of those, (9.2): the way back is the adjoint,
-whatever the point. So nothing of x is kept but its shape, as an array that has no entry and takes
-no bytes. What depends on the point, a product or a maximum, stands at the end.
+whatever the point. So nothing of x is kept but its shape and dtype, as an array without entries or
+bytes. What depends on the point, a product or a maximum, stands at the end.
 
 Ids count from 0. Where shapes don't fit, jax.numpy refuses them, with the shapes in its message.
 From here on sum and max are this module's own; Python's are not used.
@@ -56,8 +56,8 @@ def _shape_of(x):
 def _fits(dz, f, *args):
     # A dz of another shape would often be broadcast without a word.
     shape = jax.eval_shape(f, *args).shape
-    if dz.shape != shape:
-        raise ValueError(f"dz: expected the output's shape, {shape}; got {dz.shape}")
+    if jnp.shape(dz) != shape:
+        raise ValueError(f"dz: expected the output's shape, {shape}; got {jnp.shape(dz)}")
 
 
 # Repeat, and add up -------------------------------------------------------------------------------
@@ -143,6 +143,7 @@ def transpose(x: Float[ArrayLike, "*shape"], *, axes: tuple[int, ...]) -> Float[
 
     Raises:
         TypeError: axes is no permutation of x's axes.
+        ValueError: x has no such axis.
 
     """
     return jnp.transpose(x, axes)
@@ -161,7 +162,7 @@ def reshape(x: Float[ArrayLike, "*shape"], *, shape: tuple[int, ...]) -> Float[A
         TypeError: the shape has not as many entries as x; a ValueError, if x is NumPy's.
 
     """
-    return jnp.reshape(x, shape)
+    return jnp.asarray(x).reshape(shape)
 
 
 reshape_fwd, reshape_bwd = linear_map(
@@ -209,13 +210,20 @@ def concatenate(
 
 
 def concatenate_fwd(a, b, *, axis):
-    """z, and a's shape, which says where to cut."""
-    return concatenate(a, b, axis=axis), _shape_of(a)
+    """z, and the shapes of a and b, which say where to cut."""
+    return concatenate(a, b, axis=axis), (_shape_of(a), _shape_of(b))
 
 
-def concatenate_bwd(a: Float[ArrayLike, " 0 *a"], dz: Float[ArrayLike, "..."], *, axis: int):
+def concatenate_bwd(
+    residuals: tuple[Float[ArrayLike, " 0 *a"], Float[ArrayLike, " 0 *b"]],
+    dz: Float[ArrayLike, "..."],
+    *,
+    axis: int,
+):
     """(da, db): dz, cut in two."""
-    n = a.shape[1:][axis]
+    a, b = (jax.ShapeDtypeStruct(kept.shape[1:], kept.dtype) for kept in residuals)
+    _fits(dz, partial(concatenate, axis=axis), a, b)
+    n = a.shape[axis]
     da = lax.slice_in_dim(dz, 0, n, axis=axis)  # (9.11)
     db = lax.slice_in_dim(dz, n, None, axis=axis)  # (9.11)
     return da, db
@@ -379,6 +387,7 @@ def einsum_bwd(
     """(da, db): swap the output with the input."""
     a, b = residuals
     of_a, of_b, of_z = _letters(subscripts, a, b)
+    _fits(dz, partial(einsum, subscripts=subscripts), a, b)
     da = jnp.einsum(f"{of_z},{of_b}->{of_a}", dz, b)  # (9.18)
     db = jnp.einsum(f"{of_a},{of_z}->{of_b}", a, dz)  # (9.18)
     return da, db
@@ -445,7 +454,7 @@ def _others(x):
 
 
 def max(x: Float[ArrayLike, "*shape"], *, axis: int) -> Float[ArrayLike, "..."]:
-    """z = the largest entry along an axis, (9.21); where several are, the first is taken.
+    """z = the largest entry along an axis, (9.21); of several that are equal, the first.
 
     The gradient goes to the one that is taken. jax.numpy.max divides it among equals.
 
