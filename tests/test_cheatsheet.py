@@ -1,4 +1,4 @@
-"""The cheat sheet: complete, on two pages, and every formula, residual and cost on it proved."""
+"""The cheat sheet: complete, and every formula, residual and cost on it proved."""
 
 import functools
 import re
@@ -49,14 +49,15 @@ def equations():
 
 
 @pytest.mark.parametrize("paper", ["a4", "letter"])
-def test_every_layer_with_its_equations_is_on_two_pages(paper, tmp_path, capsys):
+def test_every_layer_with_its_equations_is_there(paper, tmp_path, capsys):
     out = tmp_path / "sheet.pdf"
     assert cli.main(["cheatsheet", "-o", str(out), "--paper", paper]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    _, second = pages(out)
+    _, *others = pages(out)
+    layers = "\n".join(others)
     for row in ROWS:
-        assert re.search(rf"(?<!\w){row.name}(?!\w)", second), row.name
-    _, *numbers = re.findall(r"\((\d+\.\d+)\)", second)  # the first says how to read them
+        assert re.search(rf"(?<!\w){row.name}(?!\w)", layers), row.name
+    _, *numbers = re.findall(r"\((\d+\.\d+)\)", layers)  # the first says how to read them
     assert numbers == [number for row in ROWS for number in facts.equations(row).values()]
 
 
@@ -70,10 +71,10 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert one == two
 
 
-def test_more_rules_take_more_pages_in_letters_that_one_can_read(tmp_path):
-    sheet = pdfium.PdfDocument(cheatsheet(tmp_path / "sheet.pdf", "letter", (ROWS * 12)[:120]))
-    assert 4 <= len(sheet) <= 8
-    assert all("softmax" in text for text in pages(tmp_path / "sheet.pdf")[1:])
+@pytest.mark.parametrize(("count", "length"), [(12, 2), (len(ROWS), 5)])
+def test_some_rules_take_two_pages_and_more_take_more(count, length, tmp_path):
+    sheet = cheatsheet(tmp_path / "sheet.pdf", "letter", ROWS[:count])
+    assert len(pages(sheet)) <= length
 
 
 PLANTED = {

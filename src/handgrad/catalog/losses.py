@@ -305,14 +305,14 @@ MARGINS = (
         triplet,
         r"l = \max(0, D(a, p) - D(a, n) + m)",
         {
-            "anchor": r"da = (e_p - e_n)\,dl",
-            "positive": r"dp = -e_p\,dl",
-            "negative": r"dn = e_n\,dl",
+            "anchor": r"da = (u_p - u_n)\,dl",
+            "positive": r"dp = -u_p\,dl",
+            "negative": r"dn = u_n\,dl",
         },
         _triplets,
         same_as="optax.losses.triplet_margin_loss",
-        where=r"$D(a, b)^2 = |a - b|^2 + 10^{-6}$, $e_p = (a - p) / D(a, p)$, "
-        r"$e_n = (a - n) / D(a, n)$; where $l = 0$ all three are 0",
+        where=r"$D(a, b)^2 = |a - b|^2 + 10^{-6}$, $u_p = (a - p) / D(a, p)$, "
+        r"$u_n = (a - n) / D(a, n)$; where $l = 0$ all three are 0",
     ),
 )
 

@@ -102,7 +102,7 @@ ROWS = (
     Row(
         quadratic_form,
         r"q = x^\top A\,x",
-        {"x": r"dx_i = dq_i\,(A + A^\top)\,x_i", "A": r"dA = \sum_i dq_i\,x_i\,x_i^\top"},
+        {"x": r"dx = dq\,(A + A^\top)\,x", "A": r"dA = \sum_i dq_i\,x_i\,x_i^\top"},
         _vectors,
         same_as=_double_sum,
     ),
@@ -117,7 +117,7 @@ ROWS = (
     Row(
         determinant,
         r"d = \det A",
-        {"A": r"dA = dd\,C"},
+        {"A": r"dA = dd\;C"},
         _some_singular,
         same_as="numpy.linalg.det",
         where=r"$C$ is the matrix of cofactors, $\det(A)\,A^{-\top}$ if $A$ has an inverse",
@@ -125,7 +125,7 @@ ROWS = (
     Row(
         log_determinant,
         r"l = \log |\det A|",
-        {"A": r"dA = dl\,A^{-\top}"},
+        {"A": r"dA = dl\;A^{-\top}"},
         _squares,
         same_as=lambda A: np.linalg.slogdet(A)[1],
     ),
@@ -139,7 +139,7 @@ ROWS = (
     Row(
         solve,
         r"x = A^{-1} b",
-        {"A": r"dA = -db\,x^\top", "b": r"db = A^{-\top} dx"},
+        {"A": r"dA = -db\;x^\top", "b": r"db = A^{-\top} dx"},
         _right_hand_sides,
         same_as="jax.scipy.linalg.solve",
     ),

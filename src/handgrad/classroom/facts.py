@@ -8,7 +8,8 @@ import inspect
 import math
 import re
 from collections import Counter
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import get_args
 
 import jax
@@ -110,10 +111,10 @@ def _generic(row):
             z = jax.eval_shape(partial(row.f, **simpler), *specs)
         except (TypeError, ValueError):
             continue
-        sizes = zip((_letter(a, axes) for a in reversed(made)), reversed(z.shape), strict=False)
-        new = {
-            size: name for name, size in sizes if name not in primes
-        }  # maybe a product of others
+        last = min(len(made), z.ndim)  # a batch of no axis or many stands before
+        names = [_letter(axis, axes) for axis in made[len(made) - last :]]
+        sizes = zip(names, z.shape[z.ndim - last :], strict=True)
+        new = {size: name for name, size in sizes if name not in primes}
         # new ones first, since such a size may be a product of others
         return specs, simpler, new | {prime: name for name, prime in primes.items()}
     # a shape or a list of axes holds for the example's own shapes alone
@@ -176,14 +177,18 @@ def _words(total):
     units = dict.fromkeys(sorted((unit for unit, _ in large), key=list(UNITS.values()).index))
     parts = []
     for unit in units:
-        terms = [tex(total[key], key[1]) for key in large if key[0] == unit]
-        parts.append(f"${' + '.join(terms)}$ {unit}".strip())
+        terms = [(total[key], Counter(key[1])) for key in large if key[0] == unit]
+        common = reduce(and_, (letters for _, letters in terms)) if terms[1:] else Counter()
+        rest = " + ".join(tex(n, (letters - common).elements()) for n, letters in terms)
+        product = f"{tex(1, common.elements())} ({rest})" if common else rest
+        parts.append(f"${product}$ {unit}".strip())
     return " + ".join(parts) or "nothing"
 
 
 def tex(number, letters):
     """A monomial in LaTeX: 2 N k, or N k, or 1."""
-    return " ".join(([str(number)] if number != 1 or not letters else []) + list(letters))
+    letters = [*letters]
+    return " ".join(([str(number)] if number != 1 or not letters else []) + letters)
 
 
 def _symbols(row):

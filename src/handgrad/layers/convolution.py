@@ -36,7 +36,7 @@ def conv1d(
         ValueError: stride or dilation below 1, padding below 0, W larger than the padded input.
 
     """
-    return _forward(x, W, *_geometry("W", x, W.shape[:-2], stride, padding, dilation)) + b
+    return _forward(x, W, *_geometry("W", x, W.shape[:1], stride, padding, dilation)) + b
 
 
 def conv1d_fwd(x, W, b, *, stride=1, padding=0, dilation=1):
@@ -54,7 +54,7 @@ def conv1d_bwd(
 ):
     """(dx, dW, db) from dz (*batch, P, F): two convolutions and a sum."""
     x, W = residuals
-    geometry = _geometry("W", x, W.shape[:-2], stride, padding, dilation)
+    geometry = _geometry("W", x, W.shape[:1], stride, padding, dilation)
     dx = _to_input(dz, W, *geometry)  # (13.11)
     dW = _to_kernel(x, dz, W, *geometry)  # (13.13)
     db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
@@ -77,7 +77,7 @@ def conv2d(
         ValueError: stride or dilation below 1, padding below 0, W larger than the padded input.
 
     """
-    return _forward(x, W, *_geometry("W", x, W.shape[:-2], stride, padding, dilation)) + b
+    return _forward(x, W, *_geometry("W", x, W.shape[:2], stride, padding, dilation)) + b
 
 
 def conv2d_fwd(x, W, b, *, stride=1, padding=0, dilation=1):
@@ -95,7 +95,7 @@ def conv2d_bwd(
 ):
     """(dx, dW, db) from dz (*batch, P, Q, F): two convolutions and a sum."""
     x, W = residuals
-    geometry = _geometry("W", x, W.shape[:-2], stride, padding, dilation)
+    geometry = _geometry("W", x, W.shape[:2], stride, padding, dilation)
     dx = _to_input(dz, W, *geometry)  # (13.11)
     dW = _to_kernel(x, dz, W, *geometry)  # (13.13)
     db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
@@ -137,7 +137,7 @@ def depthwise_conv2d_bwd(
     x, W = residuals
     geometry, groups = _geometry("W", x, W.shape[:2], stride, padding), W.shape[2]
     dx = _to_input(dz, W[:, :, None], *geometry, groups=groups)  # (13.17)
-    dW = _to_kernel(x, dz, W[:, :, None], *geometry, groups=groups)[:, :, 0]  # (13.17)
+    dW = _to_kernel(x, dz, W[:, :, None], *geometry, groups=groups).squeeze(2)  # (13.17)
     db = dz.sum(axis=tuple(range(dz.ndim - 1)))  # (13.14)
     return dx, dW, db
 
