@@ -274,7 +274,7 @@ def test_what_the_two_gelus_differ_by():
 
 
 def test_squareplus_keeps_its_digits_on_the_left():
-    x = jnp.array([-1e4, -4000, -30, -1], "float32")
+    x = jnp.array([-1e4, -8200, -30, -1], "float32")
     true = np.array([2 / (np.sqrt(t * t + 4) - t) for t in np.asarray(x, "float64")])
     np.testing.assert_allclose(hg.squareplus(x), true, rtol=1e-6)
     np.testing.assert_allclose(slopes("squareplus", x), true**2 / (true**2 + 1), rtol=1e-6)

@@ -174,7 +174,8 @@ def sparse_sigmoid(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
     """a = min(max((x + 1) / 2, 0), 1), (5.21), the slope of sparse_plus.
 
     At -1 and at 1 the slope is taken to be 1/4, half of what it is between them, since JAX shares
-    the slope of a maximum between its arguments where they tie. So it keeps x, as hard_tanh does.
+    the slope of a maximum or a minimum between its arguments where they tie. So it keeps x, as
+    hard_tanh does.
     M. Blondel et al., Learning with Fenchel-Young losses, 2019 (arXiv 1901.02324), section 6.2.
     """
     return jnp.clip(x + 1, 0, 2) / 2
@@ -241,8 +242,9 @@ selu_fwd, selu_bwd = from_output(
 def softplus(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
     """a = log(1 + exp(x)), (5.25). For large x, exp(x) may be inf, and a is x, as it should be.
 
-    Its output is enough, and costs no digits, but the exponential that it takes is a dearer one.
-    C. Dugas et al., Incorporating second-order functional knowledge, NIPS 2000.
+    Its output is enough, and costs no digits, but takes an expm1, which is dearer than a sigmoid.
+    C. Dugas et al., Incorporating second-order functional knowledge for better option pricing,
+    NIPS 2000.
     """
     return jnp.logaddexp(x, 0)
 

@@ -76,8 +76,16 @@ OF_ONE = [
     (("slope", "forward"), "sigmoid's slope stands for its own", lambda p: _sigmoid_slope(p.x)),
     (("slope", "forward"), "tanh's slope stands for its own", lambda p: _tanh_slope(p.x)),
     (("slope", "forward"), "sigmoid stands for its slope", lambda p: _sigmoid(p.x)),
-    (("slope", "forward"), "the slope of GELU's tanh form stands", lambda p: _tanh_form(p.x)),
-    (("slope", "forward"), "the slope of GELU's exact form stands", lambda p: _exact_form(p.x)),
+    (
+        ("slope", "forward"),
+        "the slope of GELU's tanh form stands for its own",
+        lambda p: _tanh_form(p.x),
+    ),
+    (
+        ("slope", "forward"),
+        "the slope of GELU's exact form stands for its own",
+        lambda p: _exact_form(p.x),
+    ),
 ]
 # ... and of one whose slope has the factors o, 1 / o, x or 1 / x
 FACTORS = [
