@@ -895,7 +895,8 @@ UNSEARCHABLE = {
 @pytest.mark.parametrize("name", UNSEARCHABLE)
 def test_one_hypothesis_that_fails_costs_no_other_its_answer(name):
     f, bwd, args = UNSEARCHABLE[name]
-    fwd = getattr(hg, f"{f.__name__}_fwd", keeping(f))
+    ours = getattr(hg, f.__name__, None) is f
+    fwd = getattr(hg, f"{f.__name__}_fwd") if ours else keeping(f)
     first = told(check_rule, f, fwd, negated(bwd), *args)[0]
     assert (first.outcome, first.mistakes) == ("wrong", ("sign",)), first
 

@@ -1,4 +1,7 @@
-"""The wheel: without a clone, outside of every tree, the command does what it does in one."""
+"""The wheel: without a clone, outside of every tree, the command does what it does in one.
+
+It is made of a copy of the tree with one more topic, so that all it makes can be seen to hold it.
+"""
 
 import os
 import re
@@ -9,15 +12,28 @@ import venv
 from pathlib import Path
 
 import nbformat
+import pypdfium2 as pdfium
 import pytest
+from test_topic import copy  # noqa: F401
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+from handgrad.catalog import ROWS
 
 
-def files(folder):
+@pytest.fixture(scope="module")
+def tree(copy):  # noqa: F811
+    """The copy of the tree."""
+    return copy[0]
+
+
+@pytest.fixture(scope="module")
+def books(tree):
+    """The names of the notebooks in it."""
+    return sorted(path.name for path in (tree / "notebooks").glob("*.ipynb"))
+
+
+def files(tree, folder):
     """All that is under version control there, or will be."""
-    found = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.*") if path.is_file()}
+    found = {path.relative_to(tree) for path in (tree / folder).rglob("*.*") if path.is_file()}
     return {path for path in found if not any(p.startswith((".", "__")) for p in path.parts[:-1])}
 
 
@@ -28,9 +44,9 @@ def run(*command, cwd, **settings):
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
+def sdist(tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    build = run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
+    build = run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=tree)
     assert build.returncode == 0, build.stderr
     (archive,) = folder.iterdir()
     return archive
@@ -69,20 +85,21 @@ def handgrad(bin, tmp_path_factory):
     return command
 
 
-def test_the_source_distribution_can_be_tested(sdist):
+def test_the_source_distribution_can_be_tested(sdist, tree):
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("assets", "notebooks", "src/handgrad", "tests"):
-        assert {path.as_posix() for path in files(folder)} <= packed
+        assert {path.as_posix() for path in files(tree, folder)} <= packed
 
 
-def test_the_package_is_whole_and_it_is_the_one_that_runs(bin):
+def test_the_package_is_whole_and_it_is_the_one_that_runs(bin, tree):
     where = "import handgrad; print(handgrad.__file__)"
     package = Path(run(bin / "python", "-c", where, cwd=bin).stdout.strip()).parent
     assert package.is_relative_to(bin.parent)
-    assert Path("src/handgrad/py.typed") in files("src/handgrad")
-    for path in files("src/handgrad"):
-        assert (package / path.relative_to("src/handgrad")).read_bytes() == path.read_bytes()
+    assert Path("src/handgrad/py.typed") in files(tree, "src/handgrad")
+    for path in files(tree, "src/handgrad"):
+        there = package / path.relative_to("src/handgrad")
+        assert there.read_bytes() == (tree / path).read_bytes()
 
 
 def test_the_rules_are_proved(handgrad):
@@ -91,30 +108,35 @@ def test_the_rules_are_proved(handgrad):
     assert "3 gradients of 1 rules proved" in printed and "handgrad lab" in printed
 
 
-def test_notebooks_are_handed_out(handgrad):
+def test_notebooks_are_handed_out(handgrad, books):
     assert handgrad("handout", "--to", "ipynb")[0] == 0
-    assert len(list((handgrad.folder / "handouts").iterdir())) == len(NOTEBOOKS)
+    assert len(list((handgrad.folder / "handouts").iterdir())) == len(books)
     page = Path("pages", "01_gradient.student.html")
     printed = handgrad("handout", "01_gradient", "--to", "html", "-o", "pages")
     assert printed == (0, f"{page}\n", "")
     assert "Exercise 1.1" in (handgrad.folder / page).read_text("utf-8")
 
 
-def test_the_site_has_a_page_for_each_notebook_and_for_what_they_link_to(handgrad):
+def test_the_site_has_a_page_for_each_notebook_and_for_what_they_link_to(handgrad, books):
     front = handgrad.folder / "site" / "index.html"
     assert handgrad("site") == (0, f"{front}\n", "")
-    for name in NOTEBOOKS:
+    for name in books:
         assert (front.parent / "notebooks" / name).with_suffix(".html").is_file()
     for target in re.findall(r'href="([^"#:?]+)["#?]', front.read_text("utf-8")):
         assert (front.parent / target).is_file(), target
+    cube = (front.parent / "notebooks/99_cube.html").read_text("utf-8")
+    assert "../src/handgrad/layers/cube.html" in cube
 
 
 def test_the_cheat_sheet_is_set(handgrad):
     assert handgrad("cheatsheet") == (0, "cheatsheet.pdf\n", "")
-    assert (handgrad.folder / "cheatsheet.pdf").read_bytes().startswith(b"%PDF")
+    pages = pdfium.PdfDocument(handgrad.folder / "cheatsheet.pdf")
+    text = "".join(page.get_textpage().get_text_bounded() for page in pages)
+    assert re.search(r"cube\s", text) and "(99.2)" in text
+    assert len(ROWS) + 1 == int(re.search(r"(\d+) layers", text)[1])
 
 
-def test_the_notebooks_are_copied_and_opened(handgrad, tmp_path):
+def test_the_notebooks_are_copied_and_opened(handgrad, books, tmp_path):
     fake = tmp_path / "jupyter"
     fake.write_text('#!/bin/sh\nprintf "opened: %s, %s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -122,7 +144,7 @@ def test_the_notebooks_are_copied_and_opened(handgrad, tmp_path):
     opened = f"{contents}\nopened: lab, {contents}\n"
     assert handgrad("lab", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}") == (0, opened, "")
     copies = handgrad.folder / "handgrad-notebooks"
-    assert sorted(path.name for path in copies.glob("*.ipynb")) == NOTEBOOKS
+    assert sorted(path.name for path in copies.glob("*.ipynb")) == books
     for path in copies.glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "markdown":

@@ -251,7 +251,7 @@ MATCHED = (
     ),
     Row(
         multiclass_sparsemax_loss,
-        r"l = \langle o, z - z_y \mathbf{1} \rangle + \frac{1}{2} (1 - |o|^2)",
+        r"l = \langle o, z - z_y \mathbf{1} \rangle + \frac{1}{2} (1 - \lVert o \rVert^2)",
         {"z": r"dz = (o - e_y)\,dl"},
         _labelled,
         same_as=_sparsemax_loss,
@@ -262,13 +262,13 @@ MATCHED = (
 DIFFERENCES = (
     _difference(
         absolute_error,
-        r"l = |u|",
+        r"l = \lvert u \rvert",
         r"\operatorname{sign}(u)",
         same_as=lambda p, t: np.abs(np.subtract(p, t)),
     ),
     _difference(
         huber,
-        r"l = \min_w \frac{1}{2} (u - w)^2 + \delta |w|",
+        r"l = \min_w \frac{1}{2} (u - w)^2 + \delta \lvert w \rvert",
         r"\operatorname{clip}(u, -\delta, \delta)",
         same_as="optax.losses.huber_loss",
         delta=0.7,

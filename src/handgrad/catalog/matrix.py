@@ -124,7 +124,7 @@ ROWS = (
     ),
     Row(
         log_determinant,
-        r"l = \log |\det A|",
+        r"l = \log \lvert \det A \rvert",
         {"A": r"dA = dl\;A^{-\top}"},
         _squares,
         same_as=lambda A: np.linalg.slogdet(A)[1],

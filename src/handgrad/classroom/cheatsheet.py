@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,7 @@ class _Facts(NamedTuple):
             yield self.row.where
 
 
+@cache
 def _told(row):
     for tex in (row.formula, *row.gradients.values()):
         if not tex.strip() or "$" in tex:
