@@ -147,6 +147,15 @@ def test_the_readme_s_table_is_the_catalog():
     assert table() in (ROOT / "README.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_line_of_a_formula_begins_a_list(path):
+    # Markdown would end the paragraph there, and print the formula's two halves as they are
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            for formula in re.findall(r"(?<!\$)\$([^$]+)\$(?!\$)", cell.source):
+                assert not re.search(r"(?m)\n *([-+*]|\d+[.)]) ", formula), formula
+
+
 def test_the_readme_s_examples_run(capsys):
     blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
     names = {}

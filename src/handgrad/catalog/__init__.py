@@ -65,8 +65,10 @@ class Row:
 
 
 def table():
-    """The README's table of rules, in Markdown."""
-    rows = ["| layer | forward | module | derivation |", "| --- | --- | --- | --- |"]
+    """The README's table of rules, in Markdown, and how many they are."""
+    topics = len({row.topic for row in ROWS})
+    rows = [f"{len(ROWS)} rules in {topics} modules, in the order of their notebooks:", ""]
+    rows += ["| layer | forward | module | derivation |", "| --- | --- | --- | --- |"]
     for row in ROWS:
         module = f"[`{row.topic}`](src/handgrad/layers/{row.topic}.py)"
         notebook = f"[{row.notebook}](notebooks/{row.notebook}.ipynb)"
