@@ -240,6 +240,21 @@ IMAGE, KERNEL, BIAS = np.ones((6, 5, 4)), np.ones((2, 3, 4, 3)), np.ones(3)
             "stride: .*got 0",
         ),
         (lambda: hg.upsample(IMAGE, factor=0), "factor: .*at least 1.*got 0"),
+        (lambda: hg.conv2d_bwd((IMAGE, KERNEL), np.ones((4, 3, 3))), "dz: .*not fit x: .4, 3"),
+        (
+            lambda: hg.depthwise_conv2d_bwd((IMAGE, KERNEL[..., 0]), np.ones((6, 3, 4))),
+            r"dz: .*\(6, 3\) windows read \(7, 5\) entries, not \(6, 5\)",
+        ),
+        (
+            lambda: hg.conv2d_transpose_bwd(
+                (np.ones((3, 2, 3)), KERNEL), np.ones((7, 5, 4)), stride=2
+            ),
+            "dz: .*not fit x",
+        ),
+        (
+            lambda: hg.average_pool_bwd(IMAGE[..., :0], np.ones((3, 3, 4)), window=2, stride=2),
+            "dz: .*not fit x",
+        ),
     ],
 )
 def test_bad_input_names_the_argument(call, words):

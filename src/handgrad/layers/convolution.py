@@ -246,6 +246,8 @@ def average_pool_bwd(
     like: Float[ArrayLike, "*batch H W 0"], dz: Float[ArrayLike, "*batch P Q C"], *, window, stride
 ):
     """(dx,): every entry of a window gets the same share of its cotangent; windows add up."""
+    stride, padding, _, reach, tail = _geometry("window", like, _each("window", window, 2), stride)
+    _fits(dz, like, stride, padding, reach, tail)
     places = list(_places(like, window, stride))
     dx = sum(_put(dz, place) for place in places) / len(places)  # (13.24)
     return (dx,)
@@ -344,10 +346,21 @@ def _to_input(dz, W, stride, padding, dilation, reach, tail, groups=1):
 def _to_kernel(x, dz, W, stride, padding, dilation, reach, tail, groups=1):
     # (13.13): the cotangent is the kernel, and stride and dilation change places. The examples
     # stand where channels do: they are what is summed over.
+    _fits(dz, x, stride, padding, reach, tail)
     pads = [(p, p - t) for p, t in zip(padding, tail, strict=True)]
     grouped = {"batch_group_count": groups}
     x, dz = _flat(x, W), _flat(dz, W)
     return _correlate(x, dz, "C.N I.O .NC", dilation, pads, 1, stride, grouped)
+
+
+def _fits(dz, x, stride, padding, reach, tail):
+    # Each place in dz is that of a window in x. For conv2d_transpose the two change places here.
+    axes = len(stride)
+    small, large = dz.shape[-axes - 1 : -1], x.shape[-axes - 1 : -1]
+    sides = zip(small, stride, padding, reach, tail, strict=True)
+    read = tuple(s * (n - 1) + r + 1 + t - 2 * p for n, s, p, r, t in sides)
+    if read != large:
+        raise ValueError(f"dz: does not fit x: {small} windows read {read} entries, not {large}")
 
 
 def _correlate(x, W, layout, stride, pads, input_dilation, dilation, groups):
