@@ -9,7 +9,9 @@ import pkgutil
 import jax  # before the hook, under which it would take three times as long
 from jaxtyping import install_import_hook
 
-with install_import_hook(__name__, "beartype.beartype"):
+from handgrad.signatures import enforced
+
+with install_import_hook(__name__, f"{enforced.__module__}.{enforced.__name__}"):
     TOPICS = {
         topic.name: importlib.import_module(f"{__name__}.{topic.name}")
         for topic in pkgutil.iter_modules(__path__)
