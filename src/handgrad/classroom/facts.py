@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 from collections import Counter
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from operator import and_
 from typing import get_args
 
@@ -31,8 +31,8 @@ UNITS = {  # what is counted, and as what; additions and comparisons are cheap b
 def statement(row):
     """The lines of the row's module that make its f_bwd: a function, or one line for a pair."""
     module = inspect.getmodule(inspect.unwrap(row.f))
-    source = inspect.getsource(module)
-    for node in ast.parse(source).body:
+    source, nodes = _parsed(module)
+    for node in nodes:
         if isinstance(node, ast.FunctionDef):
             made = [node.name]
         else:
@@ -40,6 +40,12 @@ def statement(row):
         if f"{row.name}_bwd" in made:
             return "".join(source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno])
     raise ValueError(f"{row.name}: no {row.name}_bwd in {module.__name__}")
+
+
+@cache
+def _parsed(module):
+    source = inspect.getsource(module)
+    return source, ast.parse(source).body
 
 
 def is_pair(node):
@@ -68,10 +74,24 @@ def cost(row):
 def kept(row):
     """What the rule keeps for the way back: a symbol in LaTeX, and how many entries, for each."""
     args, hyper, letters = _generic(row)
-    _, residuals = jax.eval_shape(partial(row.f_fwd, **hyper), *args)
-    sizes = [math.prod(a.shape) for a in jax.tree.leaves(residuals)]
-    entries = [tex(*factored(size, letters)) for size in sizes if size]  # or else it keeps a shape
-    return dict(zip(_symbols(row), entries, strict=True))
+    # the output's letter or an argument's, where a residual is one of them; else the rule's name
+    program, (z, residuals) = jax.make_jaxpr(partial(row.f_fwd, **hyper), return_shape=True)(*args)
+    first, *variables = program.jaxpr.outvars
+    known = {first: re.match(r"\w", row.formula)[0]}
+    names = inspect.signature(row.f).parameters
+    for name, variable in zip(names, program.jaxpr.invars, strict=False):
+        left = row.gradients.get(name, f"d{name}")
+        known.setdefault(variable, re.match(r"d(\\?[A-Za-z]+)", left)[1])
+    leaves = zip(jax.tree.leaves(residuals), variables, strict=True)
+    leaves = [(leaf.size, variable) for leaf, variable in leaves if leaf.size]  # else it is a shape
+    unpacked = _unpacked(row)
+    found = {}
+    for i, (size, variable) in enumerate(leaves):
+        name = unpacked[i] if i < len(unpacked) else f"r{i}"
+        hat = re.fullmatch("([a-z])hat", name)
+        name = rf"\hat {hat[1]}" if hat else name if len(name) == 1 else rf"\mathrm{{{name}}}"
+        found[known.get(variable, name)] = tex(*factored(size, letters))
+    return found
 
 
 def axes(row):
@@ -189,23 +209,6 @@ def tex(number, letters):
     """A monomial in LaTeX: 2 N k, or N k, or 1."""
     letters = [*letters]
     return " ".join(([str(number)] if number != 1 or not letters else []) + letters)
-
-
-def _symbols(row):
-    # the output's letter or an argument's, where a residual is one of them; else the rule's name
-    args, hyper = row.examples(np.random.default_rng(0))["typical"]
-    z, residuals = row.f_fwd(*args, **hyper)
-    known = [(re.match(r"\w", row.formula)[0], z)]
-    for name, arg in zip(inspect.signature(row.f).parameters, args, strict=False):
-        left = re.match(r"d(\\?[A-Za-z]+)", row.gradients.get(name, f"d{name}"))[1]
-        known.append((left, arg))
-    unpacked = _unpacked(row)
-    for i, leaf in enumerate(leaf for leaf in jax.tree.leaves(residuals) if np.size(leaf)):
-        same = (symbol for symbol, value in known if np.array_equal(leaf, value, equal_nan=True))
-        name = unpacked[i] if i < len(unpacked) else f"r{i}"
-        hat = re.fullmatch("([a-z])hat", name)
-        name = rf"\hat {hat[1]}" if hat else name if len(name) == 1 else rf"\mathrm{{{name}}}"
-        yield next(same, name)
 
 
 def _unpacked(row):
