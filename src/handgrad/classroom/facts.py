@@ -75,7 +75,7 @@ def kept(row):
     """What the rule keeps for the way back: a symbol in LaTeX, and how many entries, for each."""
     args, hyper, letters = _generic(row)
     # the output's letter or an argument's, where a residual is one of them; else the rule's name
-    program, (z, residuals) = jax.make_jaxpr(partial(row.f_fwd, **hyper), return_shape=True)(*args)
+    program, (_, residuals) = jax.make_jaxpr(partial(row.f_fwd, **hyper), return_shape=True)(*args)
     first, *variables = program.jaxpr.outvars
     known = {first: re.match(r"\w", row.formula)[0]}
     names = inspect.signature(row.f).parameters
