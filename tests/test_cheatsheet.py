@@ -167,7 +167,7 @@ COUNTED = {
     "tanh": ({"a": "n"}, ("$n$ exp", "$2 n$")),
     "relu": ({"a": "n"}, ("$n$ selections", "$n$")),
     "softmax": ({"o": "N k"}, ("$N k$ + $N k$ exp", "$2 N k$")),
-    "logsumexp": ({"z": "N k", "s": "N"}, ("$N k$ exp", "$N k$ + $N k$ exp")),
+    "logsumexp": ({"z": "N k"}, ("$N k$ exp", "$N k$ + $N k$ exp")),
 }
 
 

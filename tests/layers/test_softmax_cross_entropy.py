@@ -37,7 +37,7 @@ RIGHT = {
     ],
     "6.5": [
         "dz = o - e_y + 2 * weight * s * o\nreturn dz * dl[..., None], None",
-        "direct = hg.logsumexp_bwd((z, s[..., 0]), 2 * weight * s[..., 0] * dl)[0]\n"
+        "direct = hg.logsumexp_bwd(z, 2 * weight * s[..., 0] * dl)[0]\n"
         "return direct + (o - e_y) * dl[..., None], None",
         "s = jnp.log(jnp.exp(z).sum(axis=-1))\nds = (1 + 2 * weight * s) * dl\n"
         "return jnp.einsum('...,...k->...k', ds, o) - e_y * dl[..., None], None",

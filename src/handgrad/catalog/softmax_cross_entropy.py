@@ -68,14 +68,14 @@ ROWS = (
     Row(
         logsumexp,
         r"s = \log \sum_j e^{z_j}",
-        {"z": r"dz = e^{z - s}\,ds"},
+        {"z": r"dz = \operatorname{softmax}(z)\,ds"},
         _logits,
         same_as=lambda z: jax.nn.logsumexp(z, axis=-1),
     ),
     Row(
         log_softmax,
         r"r_i = z_i - \log \sum_j e^{z_j}",
-        {"z": r"dz = dr - e^{r} \sum_i dr_i"},
+        {"z": r"dz = dr - \operatorname{softmax}(z) \sum_i dr_i"},
         _logits,
         same_as="jax.nn.log_softmax",
     ),

@@ -2,6 +2,11 @@
 
 All work over the last axis. The softmax and its logarithm subtract the largest logit first: by
 (6.2) it changes no value, and no exp overflows. Losses return one value per example.
+
+logsumexp and log_softmax keep their input alone. The way back writes the exponentials and their sum
+as the way forward does, and a compiler that sees both computes them once: under jit it takes as
+many exponentials as jax.grad, without jit twice as many. exp(z - s) and exp(r), from the outputs,
+are the same numbers to it only on paper, and it would compute them again.
 """
 
 import jax.numpy as jnp
@@ -35,18 +40,14 @@ def logsumexp(z: Float[ArrayLike, "*batch k"]) -> Float[ArrayLike, "*batch"]:
 
 
 def logsumexp_fwd(z):
-    """s, and the residuals (z, s): the input and the output, nothing more."""
-    s = logsumexp(z)
-    return s, (z, s)
+    """s, and z, the only residual."""
+    return logsumexp(z), z
 
 
-def logsumexp_bwd(
-    residuals: tuple[Float[ArrayLike, "*batch k"], Float[ArrayLike, "*batch"]],
-    ds: Float[ArrayLike, "*batch"],
-):
-    """(dz,): the gradient is softmax, exp(z - s), to the digits that s has."""
-    z, s = residuals
-    dz = ds[..., None] * jnp.exp(z - s[..., None])  # (6.14)
+def logsumexp_bwd(z: Float[ArrayLike, "*batch k"], ds: Float[ArrayLike, "*batch"]):
+    """(dz,): the gradient is softmax."""
+    w = jnp.exp(z - _largest(z))
+    dz = w * (ds / w.sum(axis=-1))[..., None]  # (6.14)
     return (dz,)
 
 
@@ -57,14 +58,14 @@ def log_softmax(z: Float[ArrayLike, "*batch k"]) -> Float[ArrayLike, "*batch k"]
 
 
 def log_softmax_fwd(z):
-    """r, the only residual: exp(r) is the softmax."""
-    r = log_softmax(z)
-    return r, r
+    """r, and z, the only residual."""
+    return log_softmax(z), z
 
 
-def log_softmax_bwd(r: Float[ArrayLike, "*batch k"], dr: Float[ArrayLike, "*batch k"]):
-    """(dz,): dr, less its sum times the probabilities exp(r)."""
-    dz = dr - jnp.exp(r) * dr.sum(axis=-1, keepdims=True)  # (6.17)
+def log_softmax_bwd(z: Float[ArrayLike, "*batch k"], dr: Float[ArrayLike, "*batch k"]):
+    """(dz,): dr, less its sum times the probabilities."""
+    w = jnp.exp(z - _largest(z))
+    dz = dr - w * (dr.sum(axis=-1, keepdims=True) / w.sum(axis=-1, keepdims=True))  # (6.17)
     return (dz,)
 
 
