@@ -125,7 +125,7 @@ ROWS = (
     Row(
         hard_sigmoid,
         r"a = \operatorname{relu6}(x + 3) / 6",
-        {"x": r"dx = da \odot \frac{1}{6}\,[0 < a < 1]"},
+        {"x": r"dx = da \odot \frac{1}{6}\,[-3 < x < 3]"},
         _points(),
         same_as="jax.nn.hard_sigmoid",
     ),

@@ -105,13 +105,14 @@ relu6_fwd, relu6_bwd = from_output(relu6, lambda a: (a > 0) & (a < 6))  # (5.15)
 def hard_sigmoid(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
     """a = relu6(x + 3) / 6, (5.16). At -3 and at 3 the slope is taken to be 0.
 
+    It keeps x, which is compared with the kinks as it is; the output would do, but is scaled first.
     A. Howard et al., Searching for MobileNetV3, 2019 (arXiv 1905.02244), section 5.2.
     """
     return relu6(x + 3) / 6
 
 
-hard_sigmoid_fwd, hard_sigmoid_bwd = from_output(
-    hard_sigmoid, lambda a: jnp.where((a > 0) & (a < 1), 1 / 6, 0)
+hard_sigmoid_fwd, hard_sigmoid_bwd = from_input(
+    hard_sigmoid, lambda x: jnp.where(jnp.abs(x) < 3, 1 / 6, 0)
 )  # (5.16)
 
 
@@ -379,7 +380,9 @@ def mish(x: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
 
 mish_fwd, mish_bwd = from_input(
     mish,
-    lambda x: jnp.tanh(softplus(x)) + x * sigmoid(x) * (1 - jnp.tanh(softplus(x)) ** 2),
+    lambda x: (
+        jnp.tanh(softplus(x)) + x * jnp.exp(x - softplus(x)) * (1 - jnp.tanh(softplus(x)) ** 2)
+    ),
 )  # (5.34)
 
 
@@ -489,8 +492,8 @@ def glu_fwd(x):
 def glu_bwd(x: Float[ArrayLike, "*batch two_k"], da: Float[ArrayLike, "*batch k"]):
     """(dx,): the cotangents of u and of g, side by side as u and g are in x."""
     u, g = _halves(x)
-    dx = jnp.concatenate([da * sigmoid(g), da * u * sigmoid(g) * sigmoid(-g)], axis=-1)  # (5.41)
-    return (dx,)
+    dx = jnp.stack([da * sigmoid(g), da * u * sigmoid(g) * sigmoid(-g)], axis=-2)  # (5.41)
+    return (dx.reshape(x.shape),)
 
 
 def _halves(x):
