@@ -356,8 +356,8 @@ DISTANCES = (
         cosine_distance,
         r"l = 1 - \langle u, v \rangle",
         {
-            "a": r"da = \frac{\langle u, v \rangle u - v}{\lVert a \rVert}\,dl",
-            "b": r"db = \frac{\langle u, v \rangle v - u}{\lVert b \rVert}\,dl",
+            "a": r"da = \frac{(1 - l)\,u - v}{\lVert a \rVert}\,dl",
+            "b": r"db = \frac{(1 - l)\,v - u}{\lVert b \rVert}\,dl",
         },
         _pairs,
         same_as="optax.losses.cosine_distance",

@@ -103,9 +103,10 @@ def gaussian_nll_bwd(
 ):
     """(dmean, dlog_variance, dt)."""
     r, inverse = residuals
-    dmean = -r * inverse * dl  # (10.13)
-    dlog_variance = (1 - r * r) / 2 * dl  # (10.14)
-    dt = r * inverse * dl  # (10.15)
+    half = dl / 2  # as in (10.12)
+    dmean = -2 * r * half * inverse  # (10.13)
+    dlog_variance = (1 - r * r) * half  # (10.14)
+    dt = -dmean  # (10.15)
     return dmean, dlog_variance, dt
 
 
@@ -143,8 +144,8 @@ def multiclass_sparsemax_loss(
 
     It is 0 as soon as z_y leads by 1. A label out of range gives NaN.
     """
-    z = z - lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     o = sparsemax(z)
+    z = z - lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     return _times(o, z).sum(axis=-1) - _at(y, z) + (1 - (o * o).sum(axis=-1)) / 2
 
 
@@ -488,18 +489,21 @@ def cosine_distance(
 
 
 def cosine_distance_fwd(a, b):
-    """l, and the residuals (a, b)."""
-    return cosine_distance(a, b), (a, b)
+    """l, and the residuals (a, b, l): the inputs and the output, nothing more."""
+    distance = cosine_distance(a, b)
+    return distance, (a, b, distance)
 
 
 def cosine_distance_bwd(
-    residuals: tuple[Float[ArrayLike, "*batch d"], Float[ArrayLike, "*batch d"]],
+    residuals: tuple[
+        Float[ArrayLike, "*batch d"], Float[ArrayLike, "*batch d"], Float[ArrayLike, "*batch"]
+    ],
     dl: Float[ArrayLike, "*batch"],
 ):
     """(da, db): minus the other's direction, without its part along one's own, over the length."""
-    a, b = residuals
+    a, b, distance = residuals
     (u, length_a), (v, length_b) = _unit(a), _unit(b)
-    cosine = (u * v).sum(axis=-1, keepdims=True)
+    cosine = 1 - distance[..., None]
     da = (cosine * u - v) / length_a * dl[..., None]  # (10.50)
     db = (cosine * v - u) / length_b * dl[..., None]  # (10.51)
     return da, db
