@@ -235,12 +235,12 @@ def group_norm_bwd(
 ):
     """(dx, dgamma, dbeta): as in layer norm, group by group; gamma counts channels, not groups."""
     xhat, r, gamma = residuals
-    dxhat = _grouped(gamma * dz, groups)  # (11.6)
-    du = dxhat - _mean(dxhat, (1, 3)) - xhat * _mean(xhat * dxhat, (1, 3))
-    dx = (r * du).reshape(dz.shape)  # (11.12)
-    dgamma = _over_examples(dz * xhat.reshape(dz.shape))  # (11.5)
-    dbeta = _over_examples(dz)  # (11.4)
-    return dx, dgamma, dbeta
+    shape, dz = dz.shape, _grouped(dz, groups)
+    dxhat = gamma.reshape(groups, -1) * dz  # (11.6)
+    dx = r * (dxhat - _mean(dxhat, (1, 3)) - xhat * _mean(xhat * dxhat, (1, 3)))  # (11.12)
+    dgamma = (dz * xhat).sum(axis=(0, 1))  # (11.5)
+    dbeta = dz.sum(axis=(0, 1))  # (11.4)
+    return dx.reshape(shape), dgamma.reshape(gamma.shape), dbeta.reshape(gamma.shape)
 
 
 def l2_normalize(
@@ -273,7 +273,7 @@ def l2_normalize_bwd(
 ):
     """(dx,): what points along z is taken away, the rest divided by the length of x."""
     z, r = residuals
-    dx = r * (dz - z * (z * dz).sum(axis=-1, keepdims=True))  # (11.19)
+    dx = r * dz - z * (r * (z * dz).sum(axis=-1, keepdims=True))  # (11.19)
     return (dx,)
 
 
