@@ -77,8 +77,8 @@ def frobenius_norm_bwd(
     dr: Float[ArrayLike, "*batch"],
 ):
     """(dA,): the direction of A, times dr."""
-    A, r = residuals
-    dA = (dr / r)[..., None, None] * A  # (12.5)
+    A, r = map(jnp.asarray, residuals)
+    dA = dr[..., None, None] * (A / r[..., None, None])  # (12.5)
     return (dA,)
 
 
