@@ -4,7 +4,8 @@ Forward and backward under jit, in float32, at sizes that take some tenths of a 
 A round times both, and the plain one once more, in random order; the ratios of a round are taken
 within it. Printed are the medians over the rounds: hand/plain, and again/plain, which is 1 but for
 noise, with its quartiles. Kept are the kilobytes that wait for the way back, beyond inputs and
-output, in the rule's residuals and in jax.vjp's. Run it on one core that nothing else uses.
+output, in the rule's residuals and in jax.vjp's. Measured is the processor's time, not the clock's,
+so that others on the machine count little. Run it on one core: taskset -c 0 python ...
 """
 
 import random
@@ -94,18 +95,18 @@ def measured(row, rng):
     runs = {"hand": jax.jit(by_hand), "plain": jax.jit(by_jax), "again": jax.jit(by_jax)}
     for run in runs.values():
         jax.block_until_ready(run(dz, *given))
-    start = time.perf_counter()
+    start = time.process_time()
     jax.block_until_ready(runs["plain"](dz, *given))
-    times = max(1, int(LEAST / (time.perf_counter() - start)))
+    times = max(1, int(LEAST / (time.process_time() - start)))
     rounds = []
     for _ in range(ROUNDS):
         took = {}
         for name in random.sample(list(runs), len(runs)):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(times):
                 out = runs[name](dz, *given)
             jax.block_until_ready(out)
-            took[name] = time.perf_counter() - start
+            took[name] = time.process_time() - start
         rounds.append((took["hand"] / took["plain"], took["again"] / took["plain"]))
     hand, again = zip(*rounds, strict=True)
     _, residuals = row.f_fwd(*args, **hyper)
