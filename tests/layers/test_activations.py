@@ -217,6 +217,15 @@ def test_at_a_kink_the_rule_and_its_plain_function_choose_as_jax_does(name):
     assert (apart > 0.1).all(), "no kink"
 
 
+def test_where_a_curve_is_flat_an_infinite_cotangent_is_stopped():
+    flat = {"relu": -1.0, "relu6": 7.0, "hard_sigmoid": 4.0, "hard_tanh": -2.0, "sparse_plus": -2.0}
+    for name, x in flat.items():
+        layer = hg.as_layer(*(getattr(hg, name + end) for end in ("", "_fwd", "_bwd")))
+        for f in (layer, getattr(hg, name)):
+            level = f(x)
+            assert jax.grad(lambda x, f=f, level=level: jnp.sqrt(f(x) - level))(x) == 0, name
+
+
 def test_elu_has_its_kink_where_alpha_is_not_1():
     for alpha, f in ((1.0, jax.nn.elu), (0.5, lambda x: jax.nn.elu(x, 0.5))):
         assert slopes("elu", jnp.zeros(()), alpha=alpha) == alpha == jax.grad(f)(0.0)

@@ -45,8 +45,9 @@ def _rule(f, f_fwd, slope):
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def f_bwd(kept: Float[ArrayLike, "*shape"], da: Float[ArrayLike, "*shape"], **hyper):
-        """(dx,): the cotangent times the slope, entry by entry."""
-        dx = da * slope(kept, **defaults | hyper)  # (5.3)
+        """(dx,): the cotangent times the slope, entry by entry; 0 where the slope is 0."""
+        slopes = slope(kept, **defaults | hyper)
+        dx = jnp.where(slopes == 0, 0, da * slopes)  # (5.3), even if da is infinite
         return (dx,)
 
     for rule, suffix in ((f_fwd, "_fwd"), (f_bwd, "_bwd")):
