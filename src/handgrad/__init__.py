@@ -26,6 +26,8 @@ def __getattr__(name):
         return getattr(import_module("handgrad.check"), name)
     if name == "as_layer":
         return import_module("handgrad.layer").as_layer
+    if name == "__version__":
+        return import_module("importlib.metadata").version("handgrad")
     if not name.startswith("__"):
         from handgrad.layers import RULES
 
@@ -37,4 +39,4 @@ def __getattr__(name):
 def __dir__():
     from handgrad.layers import RULES
 
-    return sorted({*globals(), *_CHECKS, "as_layer", *RULES})
+    return sorted({*globals(), *_CHECKS, "__version__", "as_layer", *RULES})

@@ -1,88 +1,144 @@
 """The command handgrad: prove the rules, open the notebooks, hand them out."""
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import sys
 from inspect import signature
 from pathlib import Path
 
 SEEDS = 3
+FOLDERS = {"student": "handouts", "instructor": "solutions"}
 
 
 def main(argv=None):
     """Run the command line; the exit status is 0, 1 for a wrong gradient, 2 for bad input.
 
-    Interrupted, it is 130; and 141 where nobody reads on, as behind `| head`.
+    It is 141 where nobody reads on, as behind `| head`. Interrupted, the process ends with 130.
     """
-    parser = argparse.ArgumentParser(prog="handgrad", description="Gradients by hand, proved.")
-    parser.add_argument("--version", action="store_true", help="print the version, and no more")
-    commands = parser.add_subparsers(dest="command")
+    options = parser().parse_args(argv)
+    try:
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
+    except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
+        if isinstance(problem, OSError) and problem.strerror:  # as it comes from the system
+            problem = f"{problem.filename}: {problem.strerror}"
+        print(f"handgrad: {problem}", file=sys.stderr)
+        return 2
+    # Past the handler, so that a progress bar is off the screen and what was half-written is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    print("handgrad: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)  # at once: JAX may be compiling in another thread
+
+
+def parser():
+    """What the command line may say."""
+    top = argparse.ArgumentParser(prog="handgrad", description="Gradients by hand, proved.")
+    top.add_argument("--version", action="store_true", help="print the version, and no more")
+    commands = top.add_subparsers(dest="command")
     proof = commands.add_parser("verify", help="prove every rule of the catalog (the default)")
-    proof.add_argument("name", nargs="?", help="a layer or a module: softmax, activations, ...")
+    proof.add_argument(
+        "name", nargs="?", help="a layer, a module or a notebook: softmax, losses, 10_losses, ..."
+    )
+    commands.add_parser("list", help="the notebooks, and the rules that each derives")
     desk = commands.add_parser("lab", help="copy the notebooks, and open them in JupyterLab")
     place = Path("handgrad-notebooks")
     desk.add_argument("folder", nargs="?", type=Path, default=place, metavar="DIR")
     renewal = commands.add_parser("accept", help="re-execute notebooks and store their outputs")
-    renewal.add_argument("notebooks", nargs="*", type=Path, help="all of them when none is named")
     lesson = commands.add_parser("handout", help="write notebooks for students or instructors")
-    lesson.add_argument(
-        "notebooks", nargs="*", type=Path, help="files, or names like 01_gradient; or else all"
-    )
-    lesson.add_argument("--edition", choices=["student", "instructor"], default="student")
+    for command in (renewal, lesson):
+        words = "files, folders of them, or names such as 01_gradient; or else all"
+        command.add_argument("notebooks", nargs="*", type=Path, help=words)
     lesson.add_argument("--to", choices=["pdf", "html", "ipynb"], default="pdf")
-    lesson.add_argument("-o", dest="folder", metavar="DIR", type=Path, default=Path("handouts"))
-    lesson.add_argument("--paper", choices=["a4", "letter"], default="a4", help="of the pdf")
+    lesson.add_argument("--paper", choices=["a4", "letter"], help="of the pdf; a4 unless told")
+    lesson.add_argument("--plain", action="store_true", help="leave the edition out of the names")
+    words = "handouts, or solutions for instructors, unless told"
+    lesson.add_argument("-o", dest="folder", metavar="DIR", type=Path, help=words)
     pages = commands.add_parser("site", help="the notebooks as a static site, to open offline")
+    for command, edition in ((lesson, "student"), (pages, "instructor")):
+        words = f"the instructor's has the solutions; {edition} unless told"
+        command.add_argument("--edition", choices=[*FOLDERS], default=edition, help=words)
     pages.add_argument("-o", dest="out", type=Path, default=Path("site"), metavar="DIR")
     card = commands.add_parser("cheatsheet", help="every layer's gradients on a sheet of paper")
     card.add_argument("-o", dest="out", type=Path, default=Path("cheatsheet.pdf"), metavar="FILE")
     card.add_argument("--paper", choices=["a4", "letter"], default="a4")
     for command in (desk, lesson, card):
         command.add_argument("--force", action="store_true", help="overwrite what has changed")
-    options = parser.parse_args(argv)
-    try:
-        status = run(options)
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 141
-    except (OSError, LookupError, RuntimeError, ImportError, ValueError) as problem:
-        print(f"handgrad: {problem}", file=sys.stderr)
-        return 2
+    return top
 
 
 def run(options):
     """Do what the command line asks for; the exit status."""
     if options.version:
-        from importlib.metadata import version
+        from handgrad import __version__
 
-        print(f"handgrad {version('handgrad')}")
+        print(f"handgrad {__version__}")
         return 0
     if options.command == "lab":
         return lab(options.folder, options.force)
-    if options.command == "accept":
-        return accept(options.notebooks)
     if options.command == "handout":
         return hand_out(options)
     if options.command == "site":
-        return site(options.out)
+        return site(options.out, options.edition)
+    _import_jax()  # as the others do
+    if options.command == "list":
+        return show()
+    if options.command == "accept":
+        return accept(options.notebooks)
     if options.command == "cheatsheet":
         return cheat_sheet(options)
     return verify(getattr(options, "name", None))
 
 
+def _import_jax():
+    # An interrupt waits for that, since jaxlib would print a traceback of its own.
+    late = []
+    handler = signal.signal(signal.SIGINT, lambda *interrupt: late.append(interrupt))
+    import jax  # noqa: F401
+
+    signal.signal(signal.SIGINT, handler)
+    if late:
+        raise KeyboardInterrupt
+
+
+def show():
+    """Print the notebooks, each with its title and the rules that it derives."""
+    from itertools import zip_longest
+    from textwrap import wrap
+
+    from handgrad.catalog import ROWS
+    from handgrad.notebooks import named, opening
+
+    paths = named()
+    column = max(len(path.stem) for path in paths) + 2
+    width = shutil.get_terminal_size().columns - column
+    for path in paths:
+        rules = ", ".join(row.name for row in ROWS if row.notebook == path.stem)
+        lines = [opening(path)[0], *wrap(rules, width)]
+        for name, line in zip_longest([path.stem], lines, fillvalue=""):
+            print(f"{name:{column}}{line}")
+    return 0
+
+
 def verify(name=None):
-    """Prove the layers of that name, or of the module of that name; all of them without one.
+    """Prove the layer of that name, or all of a module or notebook; all there are without one.
 
     Raises:
         LookupError: nothing bears the name.
 
     """
     from concurrent.futures import ThreadPoolExecutor
+    from difflib import get_close_matches
 
     import jax
     from tqdm import tqdm
@@ -93,10 +149,12 @@ def verify(name=None):
     jax.config.update("jax_enable_x64", True)
     # where the user has a folder for compiled programs, all of them are worth keeping
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    rows = [row for row in ROWS if name in (None, row.name, row.topic)]
+    rows = [row for row in ROWS if name == row.name]
+    rows = rows or [row for row in ROWS if name in (None, row.topic, row.notebook)]
     if not rows:
-        known = ", ".join(sorted({n for row in ROWS for n in (row.topic, row.name)}))
-        raise LookupError(f"verify {name}: no such layer; expected one of {known}")
+        known = {known for row in ROWS for known in (row.name, row.topic, row.notebook)}
+        near = "".join(f", but {one}" for one in get_close_matches(name, known, n=1))
+        raise LookupError(f"verify {name}: no such layer{near}; `handgrad list` has them all")
     width = max(len(row.name) for row in rows)
     columns = max(len(p) + 1 for row in rows for p in signature(row.f).parameters)
     gradients = wrong = 0
@@ -111,7 +169,7 @@ def verify(name=None):
                 words = painted(reason + verdict.words, verdict.right)
                 progress.write(f"{row.name:{width}}  {verdict.name:{columns}}  {words}")
     finally:
-        threads.shutdown(cancel_futures=True)
+        threads.shutdown(wait=False, cancel_futures=True)
     if wrong:
         print(f"\n{wrong} of {gradients} gradients of {len(rows)} rules are wrong.")
         return 1
@@ -169,6 +227,7 @@ def accept(paths=()):
     and the line that leads from one notebook to the next.
 
     Raises:
+        FileNotFoundError: a path names no notebook.
         RuntimeError: there is no clone; or a cell failed.
 
     """
@@ -179,7 +238,7 @@ def accept(paths=()):
     from handgrad.catalog import table
     from handgrad.classroom.handout import write
 
-    named = [path.resolve() for path in paths] or sorted(notebooks.FOLDER.glob("*.ipynb"))
+    named = [path.resolve() for path in notebooks.named(paths)]
     notebooks.accept(named)
     if any(path.parent == notebooks.FOLDER for path in named):
         readme = notebooks.FOLDER.parent / "README.md"
@@ -190,26 +249,36 @@ def accept(paths=()):
 
 
 def hand_out(options):
-    """Write the handouts that the command line asks for, and print their paths."""
-    from handgrad.classroom.handout import handout
-    from handgrad.notebooks import FOLDER
+    """Write the handouts that the command line asks for, and print their paths.
 
-    own = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
-    named = [path if path.is_file() else own.get(str(path), path) for path in options.notebooks]
-    paths = named or list(own.values())
+    Raises:
+        ValueError: a paper is named for what is not printed.
+
+    """
+    from handgrad.classroom.handout import handout
+    from handgrad.notebooks import named
+
+    if options.paper and options.to != "pdf":
+        raise ValueError(f"--paper {options.paper}: is for --to pdf; got --to {options.to}")
     written = handout(
-        paths, options.edition, options.to, options.folder, options.paper, options.force
+        named(options.notebooks),
+        options.edition,
+        options.to,
+        options.folder or Path(FOLDERS[options.edition]),
+        options.paper or "a4",
+        options.force,
+        options.plain,
     )
     print(*written, sep="\n")
     return 0
 
 
-def site(out):
+def site(out, edition):
     """Write the site of all notebooks to the folder `out`, and print where it starts."""
     from handgrad.classroom.site import build
     from handgrad.notebooks import FOLDER
 
-    print(build(FOLDER, out))
+    print(build(FOLDER, out, edition))
     return 0
 
 

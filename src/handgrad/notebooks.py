@@ -10,16 +10,68 @@ PACKED = Path(__file__).with_name("_collection")  # in a wheel, laid out as a cl
 FOLDER = (PACKED if PACKED.is_dir() else Path(__file__).parents[2]) / "notebooks"
 
 
+def named(paths=()):
+    """The notebooks that the paths name: files, folders of them, or names such as 01_gradient.
+
+    They are the collection's where there is no path.
+
+    Raises:
+        FileNotFoundError: a path names no notebook.
+
+    """
+    own = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+    found = []
+    for path in paths:
+        inside = sorted(path.glob("*.ipynb")) if path.is_dir() else [own.get(str(path), path)]
+        if not inside or not inside[0].is_file():
+            expected = "expected a file, a folder of notebooks, or a name such as 01_gradient"
+            raise FileNotFoundError(f"{path}: no such notebook; {expected}")
+        found += inside
+    return found or list(own.values())
+
+
+def read(path):
+    """A notebook, in the fourth version of the format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: nbformat is not installed; says which extra has it.
+        ValueError: it holds no notebook; names it.
+
+    """
+    nbformat = needs("nbformat")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such notebook")
+    try:
+        notebook = nbformat.convert(nbformat.reader.reads(path.read_text("utf-8")), 4)
+        nbformat.validate(notebook)
+    except Exception as problem:  # nbformat has half a dozen types of error for a malformed file
+        reason = str(problem).partition("\n")[0]
+        raise ValueError(f"{path.name}: not a valid notebook: {reason}") from None
+    return notebook
+
+
 def opening(path):
-    """A notebook's title, and the text of its first cell."""
+    """A notebook's title, and the text of its first cell.
+
+    Raises:
+        ValueError: it has no title; names the notebook.
+
+    """
     text = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
-    return re.search(r"(?m)^# \d+\. (.*)$", text)[1], text
+    if title := re.search(r"(?m)^# \d+\. (.*)$", text):
+        return title[1], text
+    raise ValueError(f"{path.name}: its first cell has no title: expected a line '# N. Title'")
 
 
 def connected(folder=FOLDER):
     """What the notebooks of a folder say of each other, brought up to date: {path: its new text}.
 
     That is the line that leads to the one before and to the one after, and 00's table of them all.
+
+    Raises:
+        ValueError: a notebook does not say its title, or what it is for; names it.
+
     """
     nbformat = needs("nbformat", "test")
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
@@ -27,8 +79,11 @@ def connected(folder=FOLDER):
     rows = ["| notebook | you will be able to |", "|---|---|"]
     for path in paths[1:]:
         title, text = openings[path]
-        able = re.search(r"(?s)\*\*You will be able to\*\*\s*(?:- )?(.*?)[;.]?\n(?:- |\n)", text)[1]
-        rows.append(f"| [{int(path.stem[:2])}. {title}]({path.name}) | {' '.join(able.split())} |")
+        able = re.search(r"(?s)\*\*You will be able to\*\*\s*(?:- )?(.*?)[;.]?\n(?:- |\n)", text)
+        if not able:
+            raise ValueError(f"{path.name}: its first cell has no words '**You will be able to**'")
+        able = " ".join(able[1].split())
+        rows.append(f"| [{int(path.stem[:2])}. {title}]({path.name}) | {able} |")
     texts = {}
     for i, path in enumerate(paths):
         notebook = nbformat.read(path, as_version=4)
@@ -72,36 +127,38 @@ def accept(paths):
     Raises:
         FileNotFoundError: a path names no notebook.
         ImportError: the extra "test" is not installed.
-        RuntimeError: a cell failed; names the notebook and quotes the error.
+        RuntimeError: a cell failed, or took too long; names the notebook and quotes the error.
+        ValueError: a file holds no notebook; names it.
 
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from tqdm import tqdm
 
     nbclient, nbformat = needs("nbclient", "test"), needs("nbformat", "test")
-
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such notebook")
+    notebooks = {path: read(path) for path in paths}
     # As nbval has it: nothing that a compiled library writes to the process's stderr is stored.
     os.environ |= {"PYTEST_CURRENT_TEST": "accept", "TF_CPP_MIN_LOG_LEVEL": "3"}
     for path in tqdm(paths, disable=None, unit="notebook"):
-        notebook = nbformat.read(path, as_version=4)
         client = nbclient.NotebookClient(
-            notebook,
+            notebooks[path],
             timeout=120,
             kernel_name="python3",
             record_timing=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             resources={"metadata": {"path": str(path.parent)}},
         )
+        thread = ThreadPoolExecutor(1)  # in the main one nbclient would take Ctrl-C for itself
         try:
-            client.execute()
-        except nbclient.exceptions.CellExecutionError as failure:
+            thread.submit(client.execute).result()
+        except (nbclient.exceptions.CellControlSignal, RuntimeError) as failure:
             raise RuntimeError(
                 f"{path.name}: left as it was, since a cell fails:\n{failure}"
             ) from None
+        finally:
+            thread.shutdown(wait=False)
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(nbformat.writes(normalised(notebook)) + "\n", encoding="utf-8")
+        unfinished.write_text(nbformat.writes(normalised(client.nb)) + "\n", encoding="utf-8")
         unfinished.replace(path)
 
 

@@ -15,7 +15,8 @@ def edition(notebook, kind):
 
     The student's has a stub in place of each solution, and no outputs of answers and their checks.
     The instructor's is the whole notebook. In both, answers and checks carry nbgrader's metadata
-    under the same names: what was handed out as the one is graded with the other.
+    under the same names: what was handed out as the one is graded with the other. A check that
+    fails does not keep the cells below it from being run.
 
     Raises:
         ValueError: kind is neither "student" nor "instructor"; the notebook is not executed; or a
@@ -32,9 +33,39 @@ def edition(notebook, kind):
         name = f"exercise-{exercise.replace('.', '-')}-{part}"
         seen[name] = seen.get(name, 0) + 1
         cell.metadata["nbgrader"] = _marks(cell, part, name, seen[name])
+        if part == "check":  # Run All goes on after it, in Lab and in nbclient
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "raises-exception"]
         if kind == "student":
             _strip(cell, exercise, part, stub)
     return made
+
+
+def import_anew(notebook):
+    """Begin each check of an edition with imports of what it uses, as the notebook has them.
+
+    So it is not by what a student calls check_gradient, say, that her answer is graded.
+    """
+    imports, bound = {}, set()
+    for node in (node for cell in notebook.cells for node in ast.walk(_tree(cell))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                one = type(node)(**(vars(node) | {"names": [alias]}))
+                imports[(alias.asname or alias.name).partition(".")[0]] = ast.unparse(one)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("locked"):
+            used = {node.id for node in ast.walk(_tree(cell)) if isinstance(node, ast.Name)}
+            lines = sorted(imports[name] for name in used & imports.keys() - bound)
+            cell.source = "\n".join([*lines, cell.source])
+
+
+def _tree(cell):
+    # A cell with one of IPython's commands is no Python, and imports nothing that a check uses.
+    try:
+        return ast.parse(cell.source if cell.cell_type == "code" else "")
+    except SyntaxError:
+        return ast.Module([], [])
 
 
 def _require_executed(cells):

@@ -2,21 +2,23 @@
 
 import re
 
-from handgrad.classroom.editions import edition
-from handgrad.notebooks import needs
+from handgrad.classroom.editions import edition, import_anew
+from handgrad.notebooks import needs, read
 
 FORMS = ("pdf", "html", "ipynb")
 PAPERS = ("a4", "letter")
 
 
-def handout(paths, kind, form, folder, paper="a4", force=False):
+def handout(paths, kind, form, folder, paper="a4", force=False, plain=False):
     """Write that edition of each notebook into the folder: 03_chain_rule.student.pdf, and so on.
 
-    All handouts are made before the first file is written, and a file is written whole or not at
-    all. The same call writes the same bytes again. Returns the paths of the files.
+    A plain name is 03_chain_rule.pdf. All handouts are made before the first file is written, and
+    a file is written whole or not at all. The same call writes the same bytes again. Returns the
+    paths of the files.
 
     Raises:
-        FileExistsError: a file is there already, with other content, and `force` is not set.
+        FileExistsError: a file is there already, with other content, and `force` is not set; or it
+            is one of the notebooks.
         FileNotFoundError: a path names no notebook.
         ImportError: what the form needs is not installed; names the extra that installs it.
         OSError: the folder cannot be written.
@@ -30,32 +32,32 @@ def handout(paths, kind, form, folder, paper="a4", force=False):
 
     editions = {path.stem: _edition(path, kind) for path in paths}
     if len(editions) < len(paths):
-        raise ValueError("two of the notebooks have the same name")
+        stems = [path.stem for path in paths]
+        twice = ", ".join(str(path) for path in paths if stems.count(path.stem) > 1)
+        raise ValueError(f"expected notebooks of different names; got {twice}")
+    suffix = f".{form}" if plain else f".{kind}.{form}"
     files = {}
-    for stem in tqdm(editions, disable=None, unit="handout"):
-        path = folder / f"{stem}.{kind}.{form}"
-        files[path] = _rendered(editions[stem], kind, form, paper, editions)
+    for path in tqdm(paths, disable=None, unit="handout"):
+        out = folder / f"{path.stem}{suffix}"
+        if out.exists() and out.samefile(path):
+            raise FileExistsError(f"{out}: is a notebook to hand out, and not overwritten")
+        try:
+            files[out] = _rendered(editions[path.stem], kind, form, paper, editions, suffix)
+        except ValueError as problem:
+            raise ValueError(f"{path.name}: {problem}") from None
     write(files, force)
     return list(files)
 
 
 def _edition(path, kind):
-    nbformat = needs("nbformat")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such notebook")
-    try:
-        notebook = nbformat.convert(nbformat.reader.reads(path.read_text("utf-8")), 4)
-        nbformat.validate(notebook)
-    except Exception as problem:  # nbformat has half a dozen types of error for a malformed file
-        reason = str(problem).partition("\n")[0]
-        raise ValueError(f"{path.name}: not a valid notebook: {reason}") from None
+    notebook = read(path)
     try:
         return edition(notebook, kind)
     except ValueError as problem:
         raise ValueError(f"{path.name}: {problem}") from None
 
 
-def _rendered(notebook, kind, form, paper, stems):
+def _rendered(notebook, kind, form, paper, stems, suffix):
     if form == "pdf":
         from handgrad.classroom.paper import pdf
 
@@ -64,13 +66,14 @@ def _rendered(notebook, kind, form, paper, stems):
         from handgrad.classroom.page import html
 
         return html(notebook, kind).encode()
-    import nbformat
-
+    nbformat = needs("nbformat")
+    if kind == "instructor":  # by which work that comes back is graded
+        import_anew(notebook)
     for cell in notebook.cells:  # links lead to the other handouts
         if cell.cell_type == "markdown":
             cell.source = re.sub(
                 r"\]\((\w+)\.ipynb\b",
-                lambda link: f"]({link[1]}.{kind}.ipynb" if link[1] in stems else link[0],
+                lambda link: f"]({link[1]}{suffix}" if link[1] in stems else link[0],
                 cell.source,
             )
     nbformat.validate(notebook)
@@ -83,12 +86,16 @@ def write(files, force=False):
     Raises:
         FileExistsError: paths hold something else, and `force` is not set; names them all, and
             nothing is written.
+        IsADirectoryError: a path is a folder; nothing is written.
         OSError: a path cannot be written; names it.
 
     """
     changed = {path: content for path, content in files.items() if not holds(path, content)}
     if not force and (taken := [str(path) for path in changed if path.is_file()]):
         raise FileExistsError(f"not overwritten without --force: {', '.join(taken)}")
+    for path in changed:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected the name of a file; got a folder")
     for path, content in changed.items():
         _write(path, content)
 

@@ -8,6 +8,7 @@ import tempfile
 from copy import deepcopy
 from pathlib import Path
 
+from handgrad.classroom.editions import edition
 from handgrad.notebooks import needs
 
 SEAL = ".handgrad"  # in a site: tells that the rest is as it was made
@@ -32,7 +33,6 @@ SETTINGS = {
         "dark_css_variables": dict.fromkeys(LINKS, "#6CB8E6")
         | {"right": "#3FC49C", "wrong": "#FF8A80", "tint": "13%"},
     },
-    "html_title": "handgrad",
     "html_static_path": ["_static"],
     "html_css_files": ["site.css"],
     "html_use_index": False,
@@ -41,11 +41,14 @@ SETTINGS = {
     # a page that was opened from a folder may not read another one to quote from it
     "html_show_search_summary": False,
 }
+TITLES = {"instructor": "handgrad, with solutions", "student": "handgrad, student edition"}
 UNFOLD = '<details class="solution"><summary>Show {}</summary>'
 
 
-def build(notebooks, out):
+def build(notebooks, out, kind="instructor"):
     """Make the site of the folder `notebooks` in the folder `out`; return its front page.
+
+    It holds the solutions, folded, and its title says so; of the kind "student" it holds none.
 
     The front page is the README beside `notebooks`, and whatever it and the notebooks link to
     comes along. `out` is replaced as a whole when all went well, or else stays as it was.
@@ -54,21 +57,27 @@ def build(notebooks, out):
         FileExistsError: `out` holds something other than a site, or one that has been changed.
         FileNotFoundError: there is no notebook, or no README beside the folder.
         ImportError: a library is missing; says which extra installs it.
+        NotADirectoryError: a file is where `out`, or a folder above it, would be.
         RuntimeError: Sphinx has warned; quotes it.
-        ValueError: a notebook has not been executed.
+        ValueError: there is no such kind; or a notebook has not been executed, or is malformed.
 
     """
+    if kind not in TITLES:
+        raise ValueError(f"kind: expected {' or '.join(TITLES)}; got {kind!r}")
     for name in NEEDS:
         needs(name)
     notebooks, out = Path(notebooks).resolve(), Path(out).resolve()
+    for path in (out, *out.parents):
+        if path.is_file():
+            raise NotADirectoryError(f"{path}: not a folder")
     if out.exists() and any(out.iterdir()) and not _sealed(out):
         expected = "expected a new or empty folder, or a site that nobody has changed"
         raise FileExistsError(f"{out}: {expected}; left as it is")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
         source, html = Path(work, "source"), Path(work, "html")
-        _write_sources(notebooks, source)
-        _run_sphinx(source, html)
+        _write_sources(notebooks, source, kind)
+        _run_sphinx(source, html, kind)
         (html / SEAL).write_text(_digest(html), "utf-8")
         if out.exists():
             out.rename(Path(work, "before"))
@@ -90,7 +99,7 @@ def _digest(folder):
     return digest.hexdigest()
 
 
-def _write_sources(notebooks, source):
+def _write_sources(notebooks, source, kind):
     # What Sphinx reads lies as it does in the project, so that links between files hold.
     import mathjax
 
@@ -102,7 +111,7 @@ def _write_sources(notebooks, source):
     for page in pages:  # which grows by what a page links to
         place = source / ("index.md" if page == front else page.relative_to(root))
         place.parent.mkdir(parents=True, exist_ok=True)
-        text = _text(page)
+        text = _text(page, kind)
         if text is None:
             shutil.copyfile(page, place)
             continue
@@ -128,26 +137,31 @@ def _write_sources(notebooks, source):
     shutil.copyfile(es5 / "tex-svg-full.js", static / "mathjax.js")
 
 
-def _text(page):
+def _text(page, kind):
     # A page of the site as Sphinx reads it; None for a file that is not a page.
     if page.suffix == ".ipynb":
-        return _notebook(page)
+        return _notebook(page, kind)
     if page.suffix == ".py":
         return f"# `{page.stem}`\n\n```{{literalinclude}} {page.name}\n```\n"
     return page.read_text("utf-8") if page.suffix == ".md" else None
 
 
-def _notebook(path):
+def _notebook(path, kind):
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     first = notebook.cells[0]
     if re.match(r"\[.*(←|→).*\]\(", first.source):  # the theme has its own previous and next
         first.source = first.source.partition("\n")[2]
+    if any(cell.get("execution_count", 1) is None for cell in notebook.cells):
+        raise ValueError(f"{path}: a cell is not executed; run `handgrad accept {path}`")
+    if kind == "student":
+        try:
+            notebook = edition(notebook, kind)
+        except ValueError as problem:
+            raise ValueError(f"{path.name}: {problem}") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            if cell.execution_count is None:
-                raise ValueError(f"{path}: a cell is not executed; run `handgrad accept {path}`")
             for data in (output.get("data", {}) for output in cell.outputs):
                 if "image/svg+xml" in data:  # its words stand beside it
                     cell.metadata["mystnb"] = {"image": {"alt": data["text/plain"]}}
@@ -159,7 +173,7 @@ def _notebook(path):
     return nbformat.writes(notebook)
 
 
-def _run_sphinx(source, html):
+def _run_sphinx(source, html, kind):
     from sphinx.application import Sphinx
     from sphinx.util.console import strip_colors
     from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -175,7 +189,8 @@ def _run_sphinx(source, html):
             outdir=html,
             doctreedir=html.with_name("doctrees"),
             buildername="html",
-            confoverrides=deepcopy(SETTINGS),  # extensions write into it
+            confoverrides=deepcopy(SETTINGS)
+            | {"html_title": TITLES[kind]},  # extensions write into it
             status=None,
             warning=warnings,
         )
