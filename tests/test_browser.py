@@ -18,6 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 from test_paper import bare, hidden
 
 from handgrad.classroom import site
+from handgrad.classroom.editions import edition
 from handgrad.notebooks import FOLDER
 
 NOTEBOOK = "01_gradient.ipynb"  # the one that runs in Lab
@@ -36,6 +37,9 @@ RUN_ALL_CELLS = """async () => {
     const late = (_, fail) => setTimeout(() => fail("no answer from the kernel in time"), 120_000)
     await Promise.race([jupyterapp.commands.execute("notebook:run-all-cells"), new Promise(late)])
 }"""
+# Run All has no more to say once a cell has failed, though the kernel goes on.
+ALL_HAVE_RUN = """() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.every(
+    cell => cell.cell_type != "code" || cell.execution_count)"""
 RAW = re.compile(r"\$|\\[A-Za-z]+|\\[()\[\]{}\\]")
 
 # the site's libraries call what the next Sphinx will rename
@@ -192,12 +196,16 @@ def test_a_handout_renders_without_a_network_and_a_student_s_gives_nothing_away(
 
 @pytest.fixture
 def lab(tmp_path):
-    """The address of a JupyterLab that knows nothing but one notebook, none of it executed."""
+    """The address of a JupyterLab that knows one notebook, none of it executed, 1.1 not done."""
     notebook = nbformat.read(FOLDER / NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
+    student = edition(notebook, "student")
+    opened = False
+    for cell, solved in zip(student.cells, notebook.cells, strict=True):
+        opened = opened or "Exercise 1.2" in cell.source
         if cell.cell_type == "code":
-            cell.update(execution_count=None, outputs=[])
-    nbformat.write(notebook, tmp_path / NOTEBOOK)
+            source = solved.source if opened else cell.source
+            cell.update(execution_count=None, outputs=[], source=source)
+    nbformat.write(student, tmp_path / NOTEBOOK)
     kinds = "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES"
     folders = {f"{kind}_DIR": str(tmp_path / kind.lower()) for kind in kinds}
     settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
@@ -241,18 +249,20 @@ def answers(address):
         return False
 
 
-def test_a_notebook_runs_all_its_cells_in_jupyterlab(chromium, lab):
+def test_a_notebook_runs_all_its_cells_in_jupyterlab_though_an_exercise_is_empty(chromium, lab):
     with chromium.new_page(viewport={"width": 1280, "height": 900}) as page:
         heard = listen(page, lab)
         page.goto(f"{lab}/lab/tree/{NOTEBOOK}?token=secret")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.evaluate(RUN_ALL_CELLS)
+        page.wait_for_function(ALL_HAVE_RUN)
         cells = page.evaluate("jupyterapp.shell.currentWidget.content.model.toJSON().cells")
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-        kinds = {output["output_type"] for cell in code for output in cell["outputs"]}
-        assert "stream" in kinds and "error" not in kinds
-        expected = formulas(nbformat.read(FOLDER / NOTEBOOK, as_version=4))
+        (said,) = [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
+        assert said["evalue"] == "Exercise 1.1: write dv_by_hand, then check again"
+        assert "stream" in {output["output_type"] for output in code[-1]["outputs"]}
+        expected = formulas(nbformat.from_dict({"cells": cells}))
         expect(page.locator(".jp-Notebook mjx-container")).to_have_count(expected)
         assert page.locator(FAILED).count() == 0
         assert heard == []
