@@ -1,15 +1,20 @@
 """The command: its output, its exit status, and what it refuses."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import handgrad
 from handgrad import catalog, cli, linear_bwd, notebooks
+from handgrad.check import Verdict
 from handgrad.classroom import cheatsheet, lab
 
 
@@ -23,11 +28,23 @@ def test_verify_prints_a_line_a_gradient_and_counts_them(capsys):
     assert shown == "", "no progress bar in a pipe"
 
 
-def test_a_module_s_name_takes_all_its_layers(capsys):
-    assert cli.main(["verify", "softmax_cross_entropy"]) == 0
-    *lines, _, _ = capsys.readouterr().out.splitlines()
-    rows = [row.name for row in catalog.ROWS if row.topic == "softmax_cross_entropy"]
-    assert [name for line in lines if (name := line.split()[:1])] == [[name] for name in rows]
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("softmax", ["softmax"]),
+        ("softmax_cross_entropy", ["softmax_cross_entropy"]),  # a module's name as well
+        ("losses", [row.name for row in catalog.ROWS if row.topic == "losses"]),
+        ("06_softmax_cross_entropy", ["softmax", "logsumexp", "log_softmax", "cross_entropy"]),
+        (None, [row.name for row in catalog.ROWS]),
+    ],
+)
+def test_a_name_is_a_layer_s_or_else_a_module_s_or_a_notebook_s(monkeypatch, capsys, name, meant):
+    monkeypatch.setattr(cli, "_proved", lambda row: [Verdict("dx", (), "right", "matches")])
+    assert cli.main(["verify", *filter(None, [name])]) == 0
+    *lines, _, count, _ = capsys.readouterr().out.splitlines()
+    proved = [line.split()[0] for line in lines]
+    assert proved[: len(meant)] == meant and set(proved[len(meant) :]) <= {"softmax_cross_entropy"}
+    assert count.startswith(f"{len(proved)} gradients of {len(proved)} rules proved")
 
 
 @pytest.mark.parametrize("wrong", [lambda r, dz: (*linear_bwd(r, dz)[:2], dz), lambda r, dz: (dz,)])
@@ -38,10 +55,29 @@ def test_a_wrong_rule_ends_with_status_1_and_the_reason(monkeypatch, capsys, wro
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones(capsys):
-    assert cli.main(["verify", "sofmax"]) == 2
-    message = capsys.readouterr().err
-    assert "verify sofmax: no such layer; expected one of" in message and "softmax" in message
+@pytest.mark.parametrize(("name", "near"), [("sofmax", ", but softmax"), ("?", "")])
+def test_an_unknown_name_is_refused_with_the_nearest_one(capsys, name, near):
+    assert cli.main(["verify", name]) == 2
+    message = f"handgrad: verify {name}: no such layer{near}; `handgrad list` has them all\n"
+    assert capsys.readouterr() == ("", message)
+
+
+def test_the_list_has_each_notebook_with_its_rules(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 70
+    heads = [line for line in lines if not line.startswith(" ")]
+    assert [line.split()[0] for line in heads] == [path.stem for path in notebooks.named()]
+    assert "12_matrix                 Differentiate matrix functions and the solve" in heads
+    rules = " ".join(line.strip() for line in lines if line.startswith(" "))
+    assert re.findall(r"\w+", rules) == [row.name for row in catalog.ROWS]
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"handgrad {handgrad.__version__}\n"
+    assert handgrad.__version__ == version("handgrad") and "__version__" in dir(handgrad)
 
 
 def notebook(folder, *cells):
@@ -83,13 +119,58 @@ def test_a_missing_library_names_the_extra_that_has_it(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err == line
 
 
-def test_interrupted_it_says_no_more(monkeypatch, capsys):
-    def interrupted(name):
-        raise KeyboardInterrupt
+# What a command is at, in a thread or not, when it is interrupted; it would never end by itself.
+AT_WORK = """
+import sys, threading
+from handgrad import cli
+def work(*_):
+    print("at work", flush=True)
+    threading.Event().wait()
+"""
+INTERRUPTED = {
+    "verify": "cli._proved = work",
+    "handout 01_gradient": "import handgrad.classroom.paper; handgrad.classroom.paper.pdf = work",
+    "accept one.ipynb": "",
+}
 
-    monkeypatch.setattr(cli, "verify", interrupted)
-    assert cli.main([]) == 130
-    assert capsys.readouterr() == ("", "")
+
+@pytest.mark.parametrize("command", INTERRUPTED)
+def test_an_interrupt_ends_it_at_once_with_one_line(tmp_path, command):
+    one = notebook(tmp_path, "import os; os.write(1, b'at work\\n'); input()")
+    one.rename(tmp_path / "one.ipynb")
+    before = (tmp_path / "one.ipynb").read_bytes()
+    code = f"{AT_WORK}{INTERRUPTED[command]}\nsys.exit(cli.main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert (process.returncode, said) == (130, "handgrad: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.ipynb"]
+    assert (tmp_path / "one.ipynb").read_bytes() == before
+
+
+def test_an_interrupt_waits_until_jax_is_imported(tmp_path):
+    # Its compiled part takes an interrupt for a fault of its own.
+    (tmp_path / "jax.py").write_text("""
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    raise ImportError("jaxlib: cannot be initialized")
+""")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.pathsep.join(sys.path)}"}
+    command = [sys.executable, "-m", "handgrad", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "handgrad: interrupted\n")
 
 
 def test_nobody_reads_on():

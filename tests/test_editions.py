@@ -114,6 +114,7 @@ def test_an_edition_keeps_all_that_is_given_and_changes_nothing_else(path, kind)
         elif part(after) == "check":
             assert after.source == before.source
             assert after.outputs == [] and after.execution_count is None
+            assert "raises-exception" in after.metadata.tags
         elif part(after) == "answer":
             assert after.outputs == [] and after.execution_count is None
         else:
@@ -137,6 +138,26 @@ def test_a_stub_keeps_the_code_around_it_and_its_check_calls_it(path):
             assert re.search(rf"\b{asked}\b", after.source), f"no check calls {asked}"
             asked = None
     assert asked is None
+
+
+@each_notebook
+def test_no_cell_but_a_check_needs_an_answer(path):
+    given, lacking = set(), set()
+    for cell in edition(read(path), "student").cells:
+        tree = ast.parse(cell.source if cell.cell_type == "code" else "")
+        nodes = list(ast.walk(tree))
+        bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef)}
+        bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        used = {n.id for n in nodes if isinstance(n, ast.Name)} - bound
+        if part(cell) == "check":
+            lacking |= bound - given
+            continue
+        assert not used & lacking, f"{used & lacking} in\n{cell.source}"
+        given |= bound
+        lacking -= bound
+        if part(cell) == "answer":
+            lacking |= set(re.findall(r"write (\w+), then", cell.source))
 
 
 @either
