@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 
 from handgrad import cli
-from handgrad.classroom.editions import edition
+from handgrad.classroom.editions import edition, import_anew
 from handgrad.classroom.handout import handout
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -265,6 +266,28 @@ def test_a_solution_in_a_code_cell_of_its_own_becomes_room_to_write():
     assert edition(made, "instructor").cells[1].metadata.nbgrader.solution
 
 
+def test_a_check_imports_what_it_uses_anew():
+    given = "import numpy as np, os.path\nfrom a.b import c, d as e, f\n%time\n"
+    check = "from x import y\nf(c(np, e, g, y))"
+    made = edition(notebook(given.replace("%time\n", ""), SOLVED, check, "%time c"), "instructor")
+    import_anew(made)
+    first, second = (cell.source.splitlines() for cell in made.cells if part(cell) == "check")
+    # f is the student's own; a command of IPython's is left as it is
+    imports = ["from a.b import c", "from a.b import d as e", "from x import y"]
+    assert first == [*imports, "import numpy as np", *check.splitlines()]
+    assert second == ["%time c"]
+    made.cells[1].source = "%time\nimport numpy as np"
+    import_anew(made)
+
+
+def test_the_instructor_s_checks_hold_though_a_student_has_her_own_check_gradient(tmp_path):
+    paths = [FOLDER / "01_gradient.ipynb"]
+    for kind, imported in (("instructor", True), ("student", False)):
+        (made,) = handout(paths, kind, "ipynb", tmp_path)
+        (check,) = (cell.source for cell in read(made).cells if "dv_by_hand()," in cell.source)
+        assert ("from handgrad import check_gradient\n" in check) == imported
+
+
 def without(text):
     return SOLVED.replace(text, "")
 
@@ -348,6 +371,29 @@ def test_the_command_prints_the_files_it_wrote(tmp_path, capsys):
     assert status == 0 and len(printed.splitlines()) == len(NOTEBOOKS)
 
 
+def test_each_edition_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for kind, folder in {"student": "handouts", "instructor": "solutions"}.items():
+        call = ["03_chain_rule", "--to", "ipynb", "--edition", kind]
+        assert command(capsys, *call) == (0, f"{folder}/03_chain_rule.{kind}.ipynb\n", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["handouts", "solutions"]
+
+
+def test_a_folder_s_notebooks_are_handed_out_under_plain_names(tmp_path, capsys):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("03_chain_rule.ipynb", "04_linear.ipynb"):
+        shutil.copy(FOLDER / name, own)
+    before = (own / "04_linear.ipynb").read_bytes()
+    call = [own, "--to", "ipynb", "--plain", "-o"]
+    made = [tmp_path / "new" / path.name for path in sorted(own.iterdir())]
+    assert command(capsys, *call, tmp_path / "new") == (0, "".join(f"{p}\n" for p in made), "")
+    assert "](04_linear.ipynb)" in read(made[0]).cells[0].source, "the links lead there"
+    status, printed, said = command(capsys, *call, own, "--force")
+    assert (status, printed) == (2, "") and "03_chain_rule.ipynb: is a notebook to hand" in said
+    assert (own / "04_linear.ipynb").read_bytes() == before
+
+
 def test_paper_and_page_are_given_the_edition(tmp_path, monkeypatch, capsys):
     def pdf(notebook, kind, paper):
         return f"{len(secrets(notebook))} {kind} {paper}".encode()
@@ -373,7 +419,11 @@ def test_paper_and_page_are_given_the_edition(tmp_path, monkeypatch, capsys):
         (["--edition", "teacher", "-o", "out"], "--edition: invalid choice: 'teacher'"),
         (["--to", "docx", "-o", "out"], "--to: invalid choice: 'docx'"),
         (["--paper", "a3", "-o", "out"], "--paper: invalid choice: 'a3'"),
-        (["nowhere.ipynb", "-o", "out"], "handgrad: nowhere.ipynb: no such notebook"),
+        (["--to", "html", "--paper", "a4"], "--paper a4: is for --to pdf; got --to html"),
+        (["nowhere.ipynb", "-o", "out"], "handgrad: nowhere.ipynb: no such notebook; expected a"),
+        (["in/empty"], "handgrad: in/empty: no such notebook; expected a file, a folder"),
+        (["good.ipynb", "in/good.ipynb"], "different names; got good.ipynb, in/good.ipynb"),
+        (["good.ipynb"], "handgrad: good.ipynb: the notebook's first cell has no title"),
         (["--to", "ipynb", "-o", "a_file"], "handgrad: a_file: not a folder"),
         (["--to", "ipynb", "-o", "a_file/in_it"], "cannot be written: Not a directory"),
         (["--to", "ipynb", "-o", "out", "a_file"], "handgrad: a_file: not a valid notebook"),
@@ -385,7 +435,9 @@ def test_bad_input_is_one_clear_line_and_no_file(tmp_path, monkeypatch, capsys, 
     Path("a_file").write_text("[]", "utf-8")
     bad = notebook(without("### END SOLUTION"), "f(1)")
     nbformat.write(bad, "later.ipynb")
-    nbformat.write(notebook(SOLVED, "f(1)"), "good.ipynb")
+    Path("in/empty").mkdir(parents=True)
+    for good in ("good.ipynb", "in/good.ipynb"):
+        nbformat.write(notebook(SOLVED, "f(1)"), good)
     before = sorted(tmp_path.iterdir())
     if arguments[-1] == "later.ipynb":
         arguments = [

@@ -89,7 +89,11 @@ def course(classroom):
         path.parent.mkdir(parents=True)
         notebook = read(work)
         if work.stem == "tried":
-            the(notebook, "mended_gradient(anywhere, data)").source = "pass"  # to no avail
+            # to no avail
+            the(notebook, "mended_gradient(anywhere, data)").source = "pass"
+            notebook.cells.insert(
+                2, nbformat.v4.new_code_cell("check_gradient = lambda *a, **k: None")
+            )
         nbformat.write(notebook, path)
     follow(classroom / "course", "Then, in `course`")
     return classroom / "course"

@@ -53,6 +53,8 @@ def import_anew(notebook):
                 imports[(alias.asname or alias.name).partition(".")[0]] = ast.unparse(one)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             bound.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
     for cell in notebook.cells:
         if cell.metadata.get("nbgrader", {}).get("locked"):
             used = {node.id for node in ast.walk(_tree(cell)) if isinstance(node, ast.Name)}
