@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 
 import nbformat
 import pytest
@@ -21,10 +22,12 @@ CELLS = [
         "$$ \\begin{aligned} a &= b \\\\ &= c \\end{aligned} \\tag{2.1} $$\n\nBy (2.1)."
     ),
     new_markdown_cell("See [the rule](../src/rule.py), [us](../README.md)."),
+    new_markdown_cell("## Exercises\n\n### Exercise 2.1 (transfer)"),
     new_markdown_cell("**Solution.** Add them.", metadata={"tags": ["solution"]}),
     new_code_cell(
         "def f(x):\n    ### BEGIN SOLUTION\n    return x\n    ### END SOLUTION", execution_count=1
     ),
+    new_code_cell("f(2)", execution_count=2),
 ]
 
 
@@ -51,7 +54,8 @@ def body(page):
 
 
 def test_a_notebook_becomes_a_page(project, tmp_path):
-    html = body(build(project, tmp_path / "site").parent / "notebooks" / "02_after.html")
+    page = build(project, tmp_path / "site").parent / "notebooks" / "02_after.html"
+    html = body(page)
     assert "Contents" not in html, "the notebook's own navigation"
     assert r"\[ \begin{aligned} a &amp;= b" in html, "an equation as it stands"
     assert html.count('id="equation-2.1"') == 1
@@ -59,6 +63,25 @@ def test_a_notebook_becomes_a_page(project, tmp_path):
     assert 'href="../src/rule.html"' in html and 'href="../index.html"' in html
     assert html.count('<details class="solution">') == html.count("</details>") == 2
     assert "BEGIN" not in html and "return" in html
+    assert "<title>2. After - handgrad, with solutions</title>" in page.read_text("utf-8")
+
+
+def test_a_student_s_site_holds_no_solution(project, tmp_path):
+    page = build(project, tmp_path / "site", "student").parent / "notebooks" / "02_after.html"
+    html = body(page)
+    assert "Add them" not in html and "return" not in html and "<details" not in html
+    assert "Exercise 2.1: write f, then check again" in html
+    assert "<title>2. After - handgrad, student edition</title>" in page.read_text("utf-8")
+
+
+def test_a_student_s_site_needs_exercises_that_are_well_formed(project, tmp_path):
+    notebook = new_notebook(cells=deepcopy([CELLS[0], CELLS[4]]))
+    nbformat.write(notebooks.normalised(notebook), project / "02_after.ipynb")
+    with pytest.raises(ValueError, match=r"02_after.ipynb: cell 1.*belongs to no exercise"):
+        build(project, tmp_path / "site", "student")
+    with pytest.raises(ValueError, match="kind: expected instructor or student; got 'teacher'"):
+        build(project, tmp_path / "site", "teacher")
+    assert not (tmp_path / "site").exists()
 
 
 def test_two_builds_have_the_same_bytes(project, tmp_path):
@@ -128,10 +151,12 @@ def test_the_command_says_in_one_line_what_is_wrong(project, tmp_path, monkeypat
     assert cli.main(["site", "-o", str(tmp_path / "site")]) == 0
     assert capsys.readouterr() == (f"{tmp_path / 'site' / 'index.html'}\n", "")
     assert cli.main(["site", "-o", str(project)]) == 2
-    assert cli.main(["site", "-o", str(project / "01_before.ipynb")]) == 2
+    file = project / "01_before.ipynb"
+    for place in (file, file / "in" / "it"):
+        assert cli.main(["site", "-o", str(place)]) == 2
     monkeypatch.setitem(sys.modules, "furo", None)
     assert cli.main(["site", "-o", str(tmp_path / "other")]) == 2
-    *_, last = lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    _, *files, last = capsys.readouterr().err.splitlines()
+    assert files == [f"handgrad: {file}: not a folder"] * 2
     assert last == 'handgrad: furo is not installed: python -m pip install "handgrad[classroom]"'
     assert not (tmp_path / "other").exists()
