@@ -120,11 +120,11 @@ def test_a_missing_library_names_the_extra_that_has_it(tmp_path, monkeypatch, ca
 
 
 # What a command is at, in a thread or not, when it is interrupted; it would never end by itself.
-AT_WORK = """
-import sys, threading
+AT_WORK = r"""
+import os, sys, threading
 from handgrad import cli
 def work(*_):
-    print("at work", flush=True)
+    os.write(1, b"at work\n")
     threading.Event().wait()
 """
 INTERRUPTED = {
