@@ -5,6 +5,7 @@ import re
 from copy import deepcopy
 
 KINDS = ("student", "instructor")
+STUB = "# Write your answer here, in place of the next line."
 # A heading opens an exercise, or ends the one before it.
 HEADING = re.compile(r"^## |^### Exercise (?P<number>\d+\.\d+)(?: \((?P<kind>.*)\))?", re.M)
 BEGIN, END = "BEGIN SOLUTION", "END SOLUTION"  # anywhere in a line, as nbgrader reads them
@@ -147,7 +148,7 @@ def _stub(source, exercise, place):
                 )
             name = max(around, key=lambda f: f.lineno).name
             lines += [
-                f"{' ' * indent}# Write your answer here, in place of the next line.",
+                f"{' ' * indent}{STUB}",
                 f"{' ' * indent}raise NotImplementedError("
                 f'"Exercise {exercise}: write {name}, then check again")',
             ]

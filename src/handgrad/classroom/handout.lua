@@ -76,6 +76,11 @@ local function styled(tex, macro, name)
   end
 end
 
+-- A formula in typst, between dollars, that carries its words.
+local function spoken(set)
+  return "spoken($" .. set .. "$)"
+end
+
 -- One formula in typst, without the dollars.
 local function formula(tex)
   for _, macro in ipairs(LOST) do
@@ -173,7 +178,7 @@ local function reason(tex)
   local inlines, here = pandoc.Inlines({}), 1
   local function add_formula(piece)
     if piece:match("%S") then
-      inlines:insert(pandoc.RawInline("typst", "$" .. formula(piece) .. "$"))
+      inlines:insert(pandoc.RawInline("typst", "#" .. spoken(formula(piece)) .. ";"))
     end
   end
   while true do
@@ -183,7 +188,7 @@ local function reason(tex)
     end
     local before = tex:sub(here, first - 1)
     if select(2, before:gsub("{", "")) ~= select(2, before:gsub("}", "")) then
-      return "$" .. formula(tex) .. "$"
+      return "#" .. spoken(formula(tex))
     end
     add_formula(before)
     words = words:sub(2, -2):gsub("\\([%%#&_$ ])", "%1"):gsub("~", " "):gsub("'", "’")
@@ -228,7 +233,7 @@ local function display(tex)
   local tagged = number and quoted(number) or "none"
   local rows, reasoned = aligned(tex)
   if not rows then
-    return "#formula(" .. tagged .. ", $ " .. formula(tex) .. " $)"
+    return "#formula(" .. tagged .. ", " .. spoken(" " .. formula(tex) .. " ") .. ")"
   end
   local lines = {}
   for _, cells in ipairs(rows) do
@@ -247,7 +252,7 @@ local function display(tex)
   if reasoned then
     return "#derivation(" .. tagged .. ", " .. table.concat(lines, ", ") .. ")"
   end
-  return "#formula(" .. tagged .. ", $ " .. table.concat(lines, " \\ ") .. " $)"
+  return "#formula(" .. tagged .. ", " .. spoken(" " .. table.concat(lines, " \\ ") .. " ") .. ")"
 end
 
 -- On a page MathJax sets the formulas; the reasons are small and grey as on paper.
@@ -268,7 +273,7 @@ end
 
 local function math(element)
   local shown = element.mathtype == "DisplayMath"
-  local set = shown and display(element.text) or "$" .. formula(element.text) .. "$"
+  local set = shown and display(element.text) or "#" .. spoken(formula(element.text)) .. ";"
   if paper then
     return pandoc.RawInline("typst", set)
   end
@@ -320,7 +325,7 @@ end
 
 -- Blocks -----------------------------------------------------------------------------------------
 
-local CALLS = { takeaway = true, mistake = true, solution = true, answer = true, cell = true }
+local CALLS = { takeaway = true, mistake = true, solution = true, answer = true, cell = true, lead = true }
 
 local function div(element)
   local name = element.classes[1]
@@ -336,6 +341,58 @@ local function div(element)
   return blocks
 end
 
+local function is_display(block)
+  return block and block.t == "Para" and block.content[1].mathtype == "DisplayMath"
+end
+
+local function is_room(block)
+  if not block or block.t ~= "Div" then
+    return false
+  end
+  local code = block.content[1]
+  return block.classes[1] == "answer" or (code.t == "CodeBlock" and code.attributes.room ~= nil)
+end
+
+-- On paper a display is a block of its own; and what leads on to the next block stays with it: a
+-- sentence that has not ended, what stands before a display, and what asks for an answer.
+local function leads(blocks)
+  if not paper then
+    return nil
+  end
+  local parted = pandoc.Blocks({})
+  for _, block in ipairs(blocks) do
+    local piece = pandoc.Inlines({})
+    local function close()
+      if #piece > 0 then
+        parted:insert(pandoc.Para(piece))
+        piece = pandoc.Inlines({})
+      end
+    end
+    for _, element in ipairs(block.t == "Para" and block.content or {}) do
+      if element.mathtype == "DisplayMath" then
+        close()
+        parted:insert(pandoc.Para({ element }))
+      elseif #piece > 0 or element.t ~= "SoftBreak" then
+        piece:insert(element)
+      end
+    end
+    close()
+    if block.t ~= "Para" then
+      parted:insert(block)
+    end
+  end
+  for i, block in ipairs(parted) do
+    local after = parted[i + 1]
+    if block.t == "Para" and not is_display(block) and after then
+      local ended = pandoc.utils.stringify(block):match("[.!?][\"'’”)]*$")
+      if not ended or is_display(after) or is_room(after) then
+        parted[i] = pandoc.Div({ block }, { class = "lead" })
+      end
+    end
+  end
+  return parted
+end
+
 local function escaped(text)
   return (text:gsub("[&<>]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }))
 end
@@ -343,7 +400,8 @@ end
 local function code(element)
   local class = element.classes[1]
   if class == "output" and paper then
-    return pandoc.RawBlock("typst", "#output(" .. quoted(element.text) .. ")")
+    local lang = element.classes[2] and ", lang: " .. quoted(element.classes[2]) or ""
+    return pandoc.RawBlock("typst", "#output(" .. quoted(element.text) .. lang .. ")")
   elseif class == "output" then
     local lines = escaped(element.text):gsub("[^\n]*WRONG[^\n]*", "<strong>%0</strong>")
     return pandoc.RawBlock("html5", "<pre class=output>" .. lines .. "</pre>")
@@ -352,13 +410,19 @@ local function code(element)
   elseif paper then
     local solved = element.attributes.solved or ""
     local call = "#code(" .. quoted(element.text) .. ", " .. quoted(class or "text")
-    return pandoc.RawBlock("typst", call .. ", (" .. solved .. (solved ~= "" and ",))" or "))"))
+    call = call .. ", solved: (" .. solved .. (solved ~= "" and ",)" or ")")
+    local room = element.attributes.room
+    return pandoc.RawBlock("typst", call .. (room and ", room: (" .. room .. "))" or ")"))
   end
 end
 
 local function image(element)
   if element.src:find(":") then
     refuse("the image " .. element.src .. " is not a file beside the notebook")
+  end
+  if paper then
+    local words = pandoc.utils.stringify(element.caption)
+    return pandoc.RawInline("typst", "#drawing(" .. quoted(element.src) .. ", " .. quoted(words) .. ");")
   end
 end
 
@@ -383,7 +447,8 @@ local function str(element)
 end
 
 return {
-  { RawBlock = raw, RawInline = raw, Code = math_or_code, Image = image, Inlines = links },
-  { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
+  { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
+  { Blocks = leads },
+  { Math = math, Image = image, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }

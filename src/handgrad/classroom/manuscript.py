@@ -1,11 +1,13 @@
 """A notebook as one Markdown text, and that text through pandoc: what paper and page share."""
 
+import ast
 import base64
 import re
 import shutil
 import textwrap
 from pathlib import Path
 
+from handgrad.classroom.editions import STUB
 from handgrad.notebooks import FOLDER, needs
 
 EDITIONS = {"student": "Student edition", "instructor": "Instructor edition"}
@@ -126,17 +128,37 @@ def _fenced(text, attributes):
 
 
 def _code(source, paper):
-    # The markers go, and the lines between them are marked instead.
-    lines, solved, within = [], [], False
-    for line in source.splitlines():
+    # The markers go, and the lines between them are marked instead. On paper a stub is room to
+    # write in, and what a figure shows stands below it, not in the code too.
+    lines, solved, within, room = [], [], False, ""
+    for line in _without_words(source).splitlines() if paper else source.splitlines():
         if "BEGIN SOLUTION" in line or "END SOLUTION" in line:
             within = "BEGIN" in line
+            continue
+        if paper and line.lstrip() == STUB:
+            room = f' room="{len(lines)},{len(line) - len(line.lstrip())}"'
+            continue
+        if paper and room and line.lstrip().startswith("raise NotImplementedError("):
             continue
         pieces = _broken(line) if paper else [line]
         lines += pieces
         solved += [within] * len(pieces)
     numbers = ",".join(str(i) for i, inside in enumerate(solved, 1) if inside)
-    return _fenced("\n".join(lines), ".python" + (f' solved="{numbers}"' if numbers else ""))
+    marks = ".python" + (f' solved="{numbers}"' if numbers else "") + room
+    return _fenced("\n".join(lines), marks)
+
+
+def _without_words(source):
+    # figures.show("what it shows, in words") as figures.show(...)
+    lines = source.splitlines()
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func) == "figures.show":
+            first, last = call.lineno - 1, call.end_lineno - 1
+            end = lines[last].encode()[call.end_col_offset :].decode()
+            lines[first] = lines[first][: call.col_offset] + "figures.show(...)" + end
+            del lines[first + 1 : last + 1]
+    return "\n".join(lines)
 
 
 def _broken(line):
@@ -186,4 +208,12 @@ def _printed(text, paper):
     text = re.sub(r"\x1b\[[\d;]*m", "", text).rstrip()
     if paper:
         text = "\n".join(piece for line in text.splitlines() for piece in _broken(line))
-    return text and _fenced(text, ".output")
+    return text and _fenced(text, ".output .python" if _is_source(text) else ".output")
+
+
+def _is_source(text):
+    # what inspect.getsource printed
+    try:
+        return any(isinstance(node, ast.FunctionDef) for node in ast.parse(text).body)
+    except SyntaxError:
+        return False

@@ -50,14 +50,14 @@ def compiled(template, body, folder, paper, **inputs):
     parts = [(HERE / name).read_text("utf-8") for name in ("house.typ", template)]
     main = folder / "main.typ"
     main.write_text("".join([*parts, body]), "utf-8")
-    try:  # PDF/A, for which a character that no font has is an error
+    try:  # PDF/A and PDF/UA, for which an unknown character or a drawing without words is an error
         return typst.compile(
             main,
             root=folder,
             ignore_system_fonts=True,
             sys_inputs={"paper": PAPERS[paper], **inputs},
             timestamp=0,
-            pdf_standards="a-2u",
+            pdf_standards=["a-2a", "ua-1"],
         )
     except typst.TypstError as failure:
         reason = failure.message.removeprefix("panicked with: ").strip('"')
