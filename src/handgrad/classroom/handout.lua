@@ -381,16 +381,44 @@ local function leads(blocks)
       parted:insert(block)
     end
   end
-  for i, block in ipairs(parted) do
-    local after = parted[i + 1]
-    if block.t == "Para" and not is_display(block) and after then
-      local ended = pandoc.utils.stringify(block):match("[.!?][\"'’”)]*$")
-      if not ended or is_display(after) or is_room(after) then
-        parted[i] = pandoc.Div({ block }, { class = "lead" })
-      end
+  local asks = false -- the whole of a question stands above the room for its answer
+  for i = #parted - 1, 1, -1 do
+    local block, after = parted[i], parted[i + 1]
+    local ended = pandoc.utils.stringify(block):match("[.!?][\"'’”)]*$")
+    asks = block.t == "Para" and (asks or is_room(after))
+    if asks or block.t == "Para" and not is_display(block) and (not ended or is_display(after)) then
+      parted[i] = pandoc.Div({ block }, { class = "lead" })
     end
   end
   return parted
+end
+
+-- A list that ends the notebook is set small, and is not alone on a page.
+local function reading(document)
+  local blocks, last = document.blocks, nil
+  for i, block in ipairs(blocks) do
+    last = block.t == "Header" and i or last
+  end
+  if not paper or not last or #blocks ~= last + 1 or blocks[#blocks].t ~= "BulletList" then
+    return nil
+  end
+  local list, heading = blocks:remove(), blocks:remove()
+  list = list:walk({
+    Note = function(note)
+      return pandoc.RawInline("typst", "#address(" .. quoted(pandoc.utils.stringify(note.content)) .. ");")
+    end,
+  })
+  local cell = blocks[#blocks]
+  if cell and cell.t == "Div" and cell.content[#cell.content].classes[1] == "output" then
+    cell.content[#cell.content].attributes.sticky = "true"
+  end
+  local set = pandoc.write(pandoc.Pandoc({ heading }), "typst")
+  blocks:insert(pandoc.RawBlock("typst", "#reading[" .. set .. "]["))
+  for i, entry in ipairs(list.content) do
+    blocks:extend(entry)
+    blocks:insert(pandoc.RawBlock("typst", i < #list.content and "][" or "]"))
+  end
+  return document
 end
 
 local function escaped(text)
@@ -401,7 +429,8 @@ local function code(element)
   local class = element.classes[1]
   if class == "output" and paper then
     local lang = element.classes[2] and ", lang: " .. quoted(element.classes[2]) or ""
-    return pandoc.RawBlock("typst", "#output(" .. quoted(element.text) .. lang .. ")")
+    local sticky = element.attributes.sticky and ", sticky: true" or ""
+    return pandoc.RawBlock("typst", "#output(" .. quoted(element.text) .. lang .. sticky .. ")")
   elseif class == "output" then
     local lines = escaped(element.text):gsub("[^\n]*WRONG[^\n]*", "<strong>%0</strong>")
     return pandoc.RawBlock("html5", "<pre class=output>" .. lines .. "</pre>")
@@ -448,7 +477,7 @@ end
 
 return {
   { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
-  { Blocks = leads },
+  { Blocks = leads, Pandoc = reading },
   { Math = math, Image = image, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }
