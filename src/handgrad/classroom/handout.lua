@@ -440,6 +440,7 @@ local function code(element)
     local solved = element.attributes.solved or ""
     local call = "#code(" .. quoted(element.text) .. ", " .. quoted(class or "text")
     call = call .. ", solved: (" .. solved .. (solved ~= "" and ",)" or ")")
+    call = call .. (element.attributes.prints and ", below: 0.7em" or "")
     local room = element.attributes.room
     return pandoc.RawBlock("typst", call .. (room and ", room: (" .. room .. "))" or ")"))
   end

@@ -57,7 +57,7 @@ def markdown(notebook, folder, paper):
             part = formulas(part)
             part = IMAGE.sub(lambda found: _copied(*found.groups(), folder), part)
         elif cell.cell_type == "code":
-            part = _code(source, paper)
+            part = _code(source, paper, bool(cell.outputs))
             for order, output in enumerate(cell.outputs):
                 shown = _output(output, folder / f"figure-{number}-{order}", paper)
                 part += "\n\n" + shown if shown else ""
@@ -127,7 +127,7 @@ def _fenced(text, attributes):
     return f"{ticks} {{{attributes}}}\n{text}\n{ticks}"
 
 
-def _code(source, paper):
+def _code(source, paper, prints):
     # The markers go, and the lines between them are marked instead. On paper a stub is room to
     # write in, and what a figure shows stands below it, not in the code too.
     lines, solved, within, room = [], [], False, ""
@@ -145,6 +145,7 @@ def _code(source, paper):
         solved += [within] * len(pieces)
     numbers = ",".join(str(i) for i, inside in enumerate(solved, 1) if inside)
     marks = ".python" + (f' solved="{numbers}"' if numbers else "") + room
+    marks += ' prints="yes"' if paper and prints else ""
     return _fenced("\n".join(lines), marks)
 
 
