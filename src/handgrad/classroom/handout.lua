@@ -356,9 +356,6 @@ end
 -- On paper a display is a block of its own; and what leads on to the next block stays with it: a
 -- sentence that has not ended, what stands before a display, and what asks for an answer.
 local function leads(blocks)
-  if not paper then
-    return nil
-  end
   local parted = pandoc.Blocks({})
   for _, block in ipairs(blocks) do
     local piece = pandoc.Inlines({})
@@ -394,13 +391,13 @@ local function leads(blocks)
 end
 
 -- A list that ends the notebook is set small, and is not alone on a page.
-local function reading(document)
-  local blocks, last = document.blocks, nil
+local function reading(blocks)
+  local last
   for i, block in ipairs(blocks) do
     last = block.t == "Header" and i or last
   end
-  if not paper or not last or #blocks ~= last + 1 or blocks[#blocks].t ~= "BulletList" then
-    return nil
+  if #blocks ~= last + 1 or blocks[#blocks].t ~= "BulletList" then
+    return
   end
   local list, heading = blocks:remove(), blocks:remove()
   list = list:walk({
@@ -418,7 +415,15 @@ local function reading(document)
     blocks:extend(entry)
     blocks:insert(pandoc.RawBlock("typst", i < #list.content and "][" or "]"))
   end
-  return document
+end
+
+local function handout(document)
+  local first = document.blocks[1]
+  if paper and first and first.t == "Header" then -- and not the cheat sheet's formulas
+    document = document:walk({ Blocks = leads })
+    reading(document.blocks)
+    return document
+  end
 end
 
 local function escaped(text)
@@ -478,7 +483,7 @@ end
 
 return {
   { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
-  { Blocks = leads, Pandoc = reading },
+  { Pandoc = handout },
   { Math = math, Image = image, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }

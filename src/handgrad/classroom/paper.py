@@ -30,14 +30,18 @@ def pdf(notebook, edition, paper="a4"):
             body,
             folder,
             paper,
+            ["a-2a", "ua-1"],
             title=manuscript.title(notebook),
             edition=manuscript.EDITIONS[edition],
             names="yes" if edition == "student" else "",
         )
 
 
-def compiled(template, body, folder, paper, **inputs):
+def compiled(template, body, folder, paper, standards="a-2u", **inputs):
     """The body in that template, both typst, as the bytes of a PDF; folder holds its figures.
+
+    A character that no font has is against all of the standards, and a drawing or a formula
+    without words against "ua-1".
 
     Raises:
         ImportError: typst is not installed; says which extra has it.
@@ -50,14 +54,14 @@ def compiled(template, body, folder, paper, **inputs):
     parts = [(HERE / name).read_text("utf-8") for name in ("house.typ", template)]
     main = folder / "main.typ"
     main.write_text("".join([*parts, body]), "utf-8")
-    try:  # PDF/A and PDF/UA, for which an unknown character or a drawing without words is an error
+    try:
         return typst.compile(
             main,
             root=folder,
             ignore_system_fonts=True,
             sys_inputs={"paper": PAPERS[paper], **inputs},
             timestamp=0,
-            pdf_standards=["a-2a", "ua-1"],
+            pdf_standards=standards,
         )
     except typst.TypstError as failure:
         reason = failure.message.removeprefix("panicked with: ").strip('"')
