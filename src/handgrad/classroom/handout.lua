@@ -342,7 +342,8 @@ local function div(element)
 end
 
 local function is_display(block)
-  return block and block.t == "Para" and block.content[1].mathtype == "DisplayMath"
+  local first = block and block.t == "Para" and block.content[1] or {}
+  return first.mathtype == "DisplayMath" or first.t == "Image" or first.t == "RawInline"
 end
 
 local function is_room(block)
@@ -483,7 +484,7 @@ end
 
 return {
   { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
-  { Pandoc = handout },
-  { Math = math, Image = image, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
+  { Pandoc = handout, Image = image },
+  { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
   { Div = div },
 }
