@@ -1,18 +1,20 @@
 """Handouts: nothing of a notebook is lost, and what is unknown is an error."""
 
 import ctypes
+import functools
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pypdfium2 as pdfium
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from handgrad import figures
-from handgrad.classroom.editions import edition
+from handgrad.classroom.editions import STUB, edition
 from handgrad.classroom.page import html
 from handgrad.classroom.paper import pdf
 
@@ -64,11 +66,17 @@ def output(kind="display_data", **data):
     return new_output(kind, data={name.replace("_", "/"): value for name, value in data.items()})
 
 
+@functools.cache
+def document(path, kind):
+    """The bytes of a notebook's handout, set once."""
+    return pdf(edition(nbformat.read(path, as_version=4), kind), kind)
+
+
 @pytest.fixture(scope="module")
 def printed():
     """Every notebook with its text on paper."""
     notebooks = {path: nbformat.read(path, as_version=4) for path in PRINTED}
-    return {path: (book, pages(pdf(book, "instructor"))) for path, book in notebooks.items()}
+    return {path: (book, pages(document(path, "instructor"))) for path, book in notebooks.items()}
 
 
 @each_printed
@@ -147,7 +155,7 @@ def hidden(notebook):
 def test_no_solution_is_in_a_student_s_handout(printed, path):
     # some stand for all, since a test of the editions reads every student's notebook
     notebook, full = printed[path]
-    paper = bare("".join(pages(pdf(edition(notebook, "student"), "student"))))
+    paper = bare("".join(pages(document(path, "student"))))
     full = bare("".join(full))
     lines = hidden(notebook)
     assert len(lines) >= 3 and sum(line in full for line in lines) > 0.8 * len(lines)
@@ -197,6 +205,179 @@ def test_a_figure_is_a_vector():
     assert shown > segments(cell) + 50
 
 
+# How a page is filled and where it ends ----------------------------------------------------------
+
+
+BOTH = [(path, "instructor") for path in PRINTED] + [(path, "student") for path in PRINTED[::2]]
+each_document = pytest.mark.parametrize(
+    ("path", "kind"), BOTH, ids=lambda part: getattr(part, "stem", part)
+)
+
+
+def largest_hole(page):
+    """The height of the largest white band between header and footer, as a share of the page."""
+    shown = page.render(scale=0.25, grayscale=True).to_numpy()
+    height = len(shown)
+    ink = (shown.reshape(height, -1) < 252).any(axis=1)[height * 24 // 297 : height * 272 // 297]
+    return np.diff(np.flatnonzero([True, *ink, True])).max() / height
+
+
+@each_document
+def test_no_page_has_a_large_hole(path, kind):
+    *full, _ = opened(document(path, kind))
+    assert [i for i, page in enumerate(full, 1) if largest_hole(page) > 0.2] == []
+
+
+@each_document
+def test_nothing_that_leads_on_ends_a_page(path, kind):
+    for text in pages(document(path, kind))[:-1]:
+        *_, last, _ = re.sub(r"(?m)^\d+ ?https?:.*\n", "", text).splitlines()  # without footnotes
+        assert not last.rstrip().endswith(":"), last
+
+
+def marks(page):
+    """(what, y from the top) of the words and the full ruled lines of a page, as they come."""
+    height = page.get_height()
+    for item in page.get_objects([PATH, TEXT], textpage=page.get_textpage()):
+        left, bottom, right, _ = item.get_bounds()
+        if item.type == TEXT:
+            yield item.extract(), height - bottom
+        elif right - left > 400 and height - bottom > 80:  # below the header's line
+            yield "ruled", height - bottom
+
+
+def test_a_question_stands_above_room_for_its_answer():
+    cells = []
+    for i in range(14):
+        cells += [
+            new_markdown_cell("filler " * (40 * (i % 5) + 1)),
+            new_markdown_cell(f"## Exercise 1.{i} (by hand)\n\nFirst.\n\nAsked{i}? Write it."),
+            new_markdown_cell("", metadata={"tags": ["answer"]}),
+        ]
+    document = opened(pdf(small(*cells), "student"))
+    assert len(document) > 3
+    asked = 0
+    for page in document:
+        found = sorted(marks(page), key=lambda mark: mark[1])
+        for i, (what, y) in enumerate(found):
+            if "Asked" in what:
+                asked += 1
+                assert [what for what, _ in found[:i] if "Exercise" in what]
+                rules = [below for what, below in found[i:] if what == "ruled"][:2]
+                assert len(rules) == 2 and rules[1] - y < 90
+    assert asked == 14
+
+
+def test_a_stub_is_room_to_write_code():
+    source = f'def f(x):\n    """Half of x."""\n    {STUB}\n    raise NotImplementedError("1")'
+    (page,) = opened(pdf(small(new_code_cell(source)), "student"))
+    text = page.get_textpage().get_text_bounded()
+    assert "Half of x." in text and "NotImplemented" not in text and "Write" not in text
+    assert sum(what == "ruled" for what, _ in marks(page)) >= 5
+
+
+def test_code_is_broken_between_statements():
+    function = (
+        "def f{}():\n    for i in range(3):\n        g(\n            i\n        )\n    return"
+    )
+    code = "\n\n\n".join(function.format(i) for i in range(40))
+    first, *_, last = pages(pdf(small(new_code_cell(code)), "student"))
+    *_, line, _ = first.splitlines()
+    assert "return" in line and "f39" in last
+
+
+def test_a_formula_in_a_line_is_not_broken_after_a_relation():
+    text = "so " * 9 + " ".join("we have $a = b$ and" + " so" * (i % 7) for i in range(60))
+    (page,) = pages(pdf(small(new_markdown_cell(text)), "student"))
+    assert page.count("=") == 60 and not re.search(r"=\s*$", page, re.M)
+
+
+# What a reader hears, and where she can click -----------------------------------------------------
+
+
+def said(document):
+    """(kind, words) of each part of a document, as a screen reader has it."""
+    raw = pdfium.raw
+
+    def text(read, part):
+        buffer = ctypes.create_string_buffer(read(part, None, 0))
+        read(part, buffer, len(buffer))
+        return buffer.raw.decode("utf-16le").rstrip("\0")
+
+    def walk(part):
+        ways = (raw.FPDF_StructElement_GetType, raw.FPDF_StructElement_GetAltText)
+        yield tuple(text(read, part) for read in ways)
+        for i in range(raw.FPDF_StructElement_CountChildren(part)):
+            if child := raw.FPDF_StructElement_GetChildAtIndex(part, i):
+                yield from walk(child)
+
+    for page in opened(document):
+        tree = raw.FPDF_StructTree_GetForPage(page)
+        for i in range(raw.FPDF_StructTree_CountChildren(tree)):
+            yield from walk(raw.FPDF_StructTree_GetChildAtIndex(tree, i))
+        raw.FPDF_StructTree_Close(tree)
+
+
+def test_every_figure_and_formula_has_words(printed):
+    path = PRINTED[1]
+    notebook, _ = printed[path]
+    found = set(said(document(path, "instructor")))
+    shown = [out.data["text/plain"] for out in figures_of(notebook)]
+    assert shown and {("Figure", words) for words in shown} <= found
+    assert len([words for kind, words in found if kind == "Formula" and words]) > 50
+    assert not [kind for kind, words in found if kind in ("Figure", "Formula") and not words]
+    assert b"<pdfuaid:part>1" in document(path, "instructor")
+
+
+def figures_of(notebook):
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    return [out for out in outputs if "image/svg+xml" in out.get("data", {})]
+
+
+@pytest.mark.parametrize(
+    ("tex", "words"),
+    {
+        r"W^\top x_n^2": "W transposed x sub n to the 2",
+        r"\frac{\partial l}{\partial v}": "(∂ l) over (∂ v)",
+        r"\hat x = \sqrt{y}": "x hat = root of (y)",
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}": "matrix of rows 1 2; 3 4",
+    }.items(),
+)
+def test_a_formula_says_how_its_symbols_stand(tex, words):
+    assert ("Formula", words) in set(said(pdf(small(new_markdown_cell(f"${tex}$")), "student")))
+
+
+def test_a_caption_says_what_a_figure_shows_and_the_code_does_not_say_it_again():
+    svg = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><path d='M0 0h9'/></svg>"
+    shown = new_output("display_data", {"image/svg+xml": svg, "text/plain": "A line of 9."})
+    code = 'plot()\nfigures.show(\n    "A line "\n    "of 9."\n)'
+    notebook = small(new_code_cell(code, outputs=[shown]))
+    (text,) = pages(pdf(notebook, "student"))
+    assert re.findall("Figure.1.1: A line of 9.", text) and text.count("A line") == 1
+    assert "plot()\nfigures.show(...)" in text
+    assert "of 9.&quot;" in html(notebook, "student")
+
+
+def test_a_number_leads_to_its_equation_and_another_notebook_s_is_text():
+    text = "$$ x = y \\tag{1.2} $$\n\nBy (1.2) and (2.2)."
+    document = opened(pdf(small(new_markdown_cell(text)), "student"))
+    start, link = ctypes.c_int(0), pdfium.raw.FPDF_LINK()
+    found = 0
+    while pdfium.raw.FPDFLink_Enumerate(document[0], start, link):
+        found += 1
+        assert pdfium.raw.FPDFLink_GetDest(document, link) or pdfium.raw.FPDFLink_GetAction(link)
+    assert found == 1
+
+
+def test_printed_source_is_highlighted_as_code_is():
+    def colours(text):
+        cell = new_code_cell("1", outputs=[new_output("stream", text=text)])
+        return {colour(run) for run in drawn(pdf(small(cell), "student"), TEXT)}
+
+    keyword = colours("def f(x):\n    return x") - colours("f(x) returns x")
+    assert len(keyword) == 1
+
+
 def colour(run):
     parts = [ctypes.c_uint() for _ in "rgba"]
     pdfium.raw.FPDFPageObj_GetFillColor(run, *parts)
@@ -204,18 +385,20 @@ def colour(run):
 
 
 def test_a_wrong_line_is_bold_and_red_and_the_right_ones_are_not():
-    text = "dx  (3,)  matches jax.grad\ndb  (5,)  WRONG: off by the constant 2"
+    told = "WRONG: off by the constant 2, since" + " that which follows" * 7
+    text = f"dx  (3,)  matches jax.grad\ndb  (5,)  {told}\ndc  (5,)  matches jax.grad"
     document = pdf(
         small(new_code_cell("check()", outputs=[new_output("stream", text=text)])), "student"
     )
     runs = drawn(document, TEXT)
-    wrong = [run for run in runs if "WRONG" in run.extract()]
+    wrong = [run for run in runs if re.search("WRONG|follows", run.extract())]
+    assert len({run.get_bounds()[1] for run in wrong}) > 1, "on several lines"
     right = [run for run in runs if "matches" in run.extract()]
     assert wrong and all("Bold" in run.get_font().get_base_name() for run in wrong)
     assert right and not any("Bold" in run.get_font().get_base_name() for run in right)
     assert {colour(run) for run in wrong} == {figures.MISTAKE}
     assert figures.MISTAKE not in {colour(run) for run in right}
-    assert "<strong>db  (5,)  WRONG: off by the constant 2</strong>" in html(
+    assert f"<strong>db  (5,)  {told}</strong>" in html(
         small(new_code_cell("check()", outputs=[new_output("stream", text=text)])), "student"
     )
 
