@@ -55,7 +55,7 @@ def test_every_layer_with_its_equations_is_there(paper, tmp_path, capsys):
     assert cli.main(["cheatsheet", "-o", str(out), "--paper", paper]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     _, *others = pages(out)
-    layers = "\n".join(others)
+    layers = re.sub(r"_\s+", "_", "\n".join(others).replace("\u200b", ""))
     for row in ROWS:
         assert re.search(rf"(?<!\w){row.name}(?!\w)", layers), row.name
     _, *numbers = re.findall(r"\((\d+\.\d+)\)", layers)  # the first says how to read them
@@ -71,6 +71,22 @@ def test_two_runs_give_the_same_bytes(tmp_path):
 
 def test_a_few_rules_are_on_two_pages(tmp_path):
     assert len(pages(cheatsheet(tmp_path / "sheet.pdf", "letter", ROWS[:12]))) == 2
+
+
+def test_a_hundred_and_twenty_rules_stand_in_the_same_columns(tmp_path):
+    rows = (ROWS * 2)[:120]
+    _, *others = pdfium.PdfDocument(cheatsheet(tmp_path / "sheet.pdf", rows=rows))
+    assert len(others) <= 5
+    places = set()
+    for page in others:
+        text = page.get_textpage()
+        columns = (text.search(word).get_next() for word in ("forward", "gradients", "kept"))
+        places.add(tuple(round(text.get_charbox(start)[0]) for start, _ in columns))
+    assert len(places) == 1
+    # all but the last page are full
+    for page in others[:-1]:
+        ink = page.render(scale=0.25, grayscale=True).to_numpy().min(axis=1).ravel() < 200
+        assert ink[len(ink) * 6 // 10 : len(ink) * 9 // 10].sum() > 10
 
 
 PLANTED = {
