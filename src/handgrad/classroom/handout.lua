@@ -407,7 +407,7 @@ local function reading(blocks)
     end,
   })
   local cell = blocks[#blocks]
-  if cell and cell.t == "Div" and cell.content[#cell.content].classes[1] == "output" then
+  if cell and cell.t == "Div" and cell.content[#cell.content].t == "CodeBlock" then
     cell.content[#cell.content].attributes.sticky = "true"
   end
   local set = pandoc.write(pandoc.Pandoc({ heading }), "typst")
@@ -448,6 +448,7 @@ local function code(element)
     call = call .. ", solved: (" .. solved .. (solved ~= "" and ",)" or ")")
     call = call .. (element.attributes.prints and ", below: 0.7em" or "")
     local room = element.attributes.room
+    call = call .. (element.attributes.sticky and ", sticky: true" or "")
     return pandoc.RawBlock("typst", call .. (room and ", room: (" .. room .. "))" or ")"))
   end
 end
@@ -466,11 +467,28 @@ local function raw(element)
   refuse("raw " .. element.format .. ", " .. element.text:match("[^\n]*"))
 end
 
+local ALIGN = { AlignLeft = "left", AlignRight = "right", AlignCenter = "center" }
+
 local function tables(element)
-  element.colspecs = element.colspecs:map(function(spec)
-    return { spec[1], nil } -- as wide as the content wants
+  if not paper then
+    element.colspecs = element.colspecs:map(function(spec)
+      return { spec[1], nil } -- as wide as the content wants
+    end)
+    return element
+  end
+  local function row_of(row)
+    local cells = row.cells:map(function(cell)
+      return "[" .. pandoc.write(pandoc.Pandoc(cell.contents), "typst"):gsub("%s+$", "") .. "]"
+    end)
+    return "(" .. table.concat(cells, ", ") .. ",)"
+  end
+  local align = element.colspecs:map(function(spec)
+    return ALIGN[spec[1]] or "auto"
   end)
-  return element
+  local rows = element.bodies[1].body:map(row_of)
+  local head = row_of(element.head.rows[1])
+  local parts = { "(" .. table.concat(align, ", ") .. ",)", head, table.concat(rows, ", ") }
+  return pandoc.RawBlock("typst", "#tabular(" .. table.concat(parts, ", ") .. ")")
 end
 
 local function str(element)
