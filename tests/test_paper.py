@@ -263,6 +263,7 @@ def test_a_question_stands_above_room_for_its_answer():
     asked = 0
     for page in document:
         found = sorted(marks(page), key=lambda mark: mark[1])
+        assert max(y for what, y in found if what == "ruled") < 770, "in the margin"
         for i, (what, y) in enumerate(found):
             if "Asked" in what:
                 asked += 1
@@ -378,7 +379,7 @@ def test_printed_source_is_highlighted_as_code_is():
         cell = new_code_cell("1", outputs=[new_output("stream", text=text)])
         return {colour(run) for run in drawn(pdf(small(cell), "student"), TEXT)}
 
-    keyword = colours("def f(x):\n    return x") - colours("f(x) returns x")
+    keyword = colours("def f(x):\n    return " + "x + " * 30 + "x") - colours("f(x) returns x")
     assert len(keyword) == 1
 
 

@@ -207,9 +207,10 @@ def _is_a_name(data):
 
 def _printed(text, paper):
     text = re.sub(r"\x1b\[[\d;]*m", "", text).rstrip()
+    classes = ".output .python" if _is_source(text) else ".output"
     if paper:
         text = "\n".join(piece for line in text.splitlines() for piece in _broken(line))
-    return text and _fenced(text, ".output .python" if _is_source(text) else ".output")
+    return text and _fenced(text, classes)
 
 
 def _is_source(text):
