@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell
 from nbval.plugin import IPyNbCell
 
-# Shared by the workers and by the kernels of the notebooks; jax reads it when it is imported.
+# Shared by the kernels of the notebooks and by the command; jax reads it when it is imported.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each worker has a core
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -23,6 +23,8 @@ import jax
 import quick  # noqa: F401
 
 jax.config.update("jax_enable_x64", True)
+# What the tests themselves compile is compiled once, and would be written in vain.
+jax.config.update("jax_enable_compilation_cache", False)
 
 AGAIN = (
     "a_section_may_be_run_again",
