@@ -200,7 +200,7 @@ def test_a_loop_counts_its_rounds_and_a_rule_that_keeps_more_says_so():
     jaxpr = jax.make_jaxpr(cumulated)(np.ones((11, 13)), np.ones((13, 13))).jaxpr
     assert facts.counted(jaxpr, {11: "T", 13: "d"}) == {("", ("T", "d", "d")): 1}
     tanh = next(row for row in ROWS if row.name == "tanh")
-    wasteful = replace(tanh, f_fwd=lambda x: (jnp.tanh(x), (jnp.tanh(x), x, 2 * x)))
+    wasteful = replace(tanh, f_fwd=lambda x: (a := jnp.tanh(x), (a, x, 2 * x)))
     assert facts.kept(wasteful) == {"a": "n", "x": "n", r"\mathrm{r2}": "n"}
 
 
