@@ -21,7 +21,7 @@ COTANGENT = re.compile(
 def cheatsheet(path, paper="a4", rows=ROWS, force=False):
     """Write the sheet of these rules to the path, the same bytes at every call; returns the path.
 
-    Two pages hold some twenty rules. More take more pages, with a table for each notebook.
+    The ideas fill the first page, and the rules as many more as they need, some 35 a page.
 
     Raises:
         FileExistsError: the path holds something else, and `force` is not set.
