@@ -129,12 +129,17 @@ def test_nbgrader_s_own_release_leaks_nothing(course):
     assert [line for line in secrets(read(NOTEBOOK)) if line in text] == []
 
 
-def test_without_nbgrader_the_checks_that_fail_are_counted(classroom):
+def test_without_nbgrader_both_editions_are_graded(classroom):
     printed = follow(classroom, "## Files that come back")
-    assert [line.rpartition("/")[2] for line in printed.splitlines()] == [
-        "solved.ipynb:0",
-        "tried.ipynb:2",
+    assert [line.split() for line in printed.splitlines()[1:]] == [
+        ["solved.ipynb", "6", "0", "0", "0"],  # nbgrader's own edition
+        ["tried.ipynb", "4", "1", "1", "0"],
     ]
-    tried = read(classroom / "checked" / "tried.ipynb")
-    failed = [c for c in tried.cells if any(o.output_type == "error" for o in c.get("outputs", ()))]
-    assert all(cell.metadata.nbgrader.grade for cell in failed), "only a check may fail"
+    with open(classroom / "grades.csv", newline="") as table:
+        rows = [row for row in csv.DictReader(table) if row["result"] != "right"]
+    assert [(row["exercise"], row["result"]) for row in rows] == [
+        ("1.3", "empty"),
+        ("1.5", "wrong"),
+    ]
+    page = (classroom / "feedback" / "tried.html").read_text("utf-8")
+    assert html.escape(rows[1]["words"].partition("WRONG: ")[2]) in page

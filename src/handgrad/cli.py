@@ -14,9 +14,10 @@ FOLDERS = {"student": "handouts", "instructor": "solutions"}
 
 
 def main(argv=None):
-    """Run the command line; the exit status is 0, 1 for a wrong gradient, 2 for bad input.
+    """Run the command line; the exit status is 0, or 2 for bad input.
 
-    It is 141 where nobody reads on, as behind `| head`. Interrupted, the process ends with 130.
+    It is 1 for a wrong gradient, or a file that could not be graded, and 141 where nobody reads on,
+    as behind `| head`. Interrupted, the process ends with 130.
     """
     options = parser().parse_args(argv)
     try:
@@ -72,7 +73,30 @@ def parser():
     card = commands.add_parser("cheatsheet", help="every layer's gradients on a sheet of paper")
     card.add_argument("-o", dest="out", type=Path, default=Path("cheatsheet.pdf"), metavar="FILE")
     card.add_argument("--paper", choices=["a4", "letter"], default="a4")
-    for command in (desk, lesson, card):
+    marking = commands.add_parser(
+        "grade",
+        help="grade the notebooks that came back",
+        epilog="The exit status is 1 where a file could not be graded, whatever the grades are.",
+    )
+    marking.add_argument("folder", type=Path, metavar="FOLDER", help="where the notebooks are")
+    marking.add_argument("--csv", type=Path, metavar="FILE", help="a table of all results")
+    marking.add_argument("-o", dest="pages", type=Path, metavar="DIR", default=Path("feedback"))
+    marking.add_argument(
+        "--key",
+        dest="keys",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="an instructor's notebook of your own, instead of the collection's; once or more",
+    )
+    marking.add_argument(
+        "--seconds", type=_positive, default=60, help="of a core, for a cell (default: 60)"
+    )
+    marking.add_argument(
+        "--memory", type=_positive, default=2, metavar="GIB", help="for a notebook (default: 2)"
+    )
+    for command in (desk, lesson, card, marking):
         command.add_argument("--force", action="store_true", help="overwrite what has changed")
     return top
 
@@ -88,6 +112,8 @@ def run(options):
         return lab(options.folder, options.force)
     if options.command == "handout":
         return hand_out(options)
+    if options.command == "grade":
+        return grade(options)
     if options.command == "site":
         return site(options.out, options.edition)
     _import_jax()  # as the others do
@@ -271,6 +297,25 @@ def hand_out(options):
     )
     print(*written, sep="\n")
     return 0
+
+
+def grade(options):
+    """Grade what came back, and print a table of it; 1 where a file could not be graded."""
+    from handgrad.notebooks import needs
+
+    needs("psutil")
+    from handgrad.classroom.grade import grade
+
+    limits = options.seconds, options.memory
+    graded = grade(options.folder, options.keys, options.csv, options.pages, limits, options.force)
+    return int(any(one.problem for one in graded))
+
+
+def _positive(text):
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < 1e6:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1e6; got {text!r}")
 
 
 def site(out, edition):
