@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import multiprocessing
+import os
 import re
 import threading
 from pathlib import Path
@@ -66,7 +67,7 @@ def the_key():
 RIGHT = {"1.1": "return 2 * (v - data)", "1.2": "return 2 * n", "1.4": "return given(n) + 1"}
 STUBS = {"1.1": SLOPE, "1.2": TWICE, "1.4": NEXT}
 FOREVER = "while True:\n        print('x' * 1000)"
-LEFT = "handgrad-left-behind"  # an argument by which a process is found again
+LEFT = f"handgrad-left-{os.getpid()}"  # an argument by which a process is found again
 
 # name: (the bodies of answers by exercise, code of a cell added in front of 1.1, the results)
 FILES = {
@@ -121,9 +122,10 @@ FILES = {
     ),
     "leaves": (
         {"1.2": RIGHT["1.2"]},
-        "import os, subprocess, sys\n"
+        "import os, subprocess, sys, time\n"
         f"call = [sys.executable, '-c', 'import time; time.sleep(600)', {LEFT!r}]\n"
-        "subprocess.Popen(call)\n"
+        "subprocess.Popen(call, start_new_session=True)\n"
+        "time.sleep(1)\n"  # such a one is known as long as its parent lives
         "if os.fork() == 0:\n"
         "    if os.fork(): os._exit(0)\n"  # and nobody knows whose the other one is
         "    os.execv(sys.executable, call)",
