@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from inspect import signature
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main(argv=None):
     as behind `| head`. Interrupted, the process ends with 130.
     """
     options = parser().parse_args(argv)
+    sys.unraisablehook = _interrupt_again
     try:
         status = run(options)
         sys.stdout.flush()
@@ -40,6 +42,14 @@ def main(argv=None):
         sys.stdout.flush()
     print("handgrad: interrupted", file=sys.stderr, flush=True)
     os._exit(130)  # at once: JAX may be compiling in another thread
+
+
+def _interrupt_again(ignored):
+    # JAX has the garbage collector call it back, and there Python drops an interrupt.
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def parser():
