@@ -121,8 +121,9 @@ def test_a_missing_library_names_the_extra_that_has_it(tmp_path, monkeypatch, ca
 
 # What a command is at, in a thread or not, when it is interrupted; it would never end by itself.
 AT_WORK = r"""
-import gc, os, sys, threading
+import gc, os, signal, sys, threading
 from handgrad import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this in the background ignores it
 def work(*_):
     os.write(1, b"at work\n")
     threading.Event().wait()
