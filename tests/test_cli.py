@@ -123,7 +123,7 @@ def test_a_missing_library_names_the_extra_that_has_it(tmp_path, monkeypatch, ca
 AT_WORK = r"""
 import gc, os, signal, sys, threading
 from handgrad import cli
-signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 def work(*_):
     os.write(1, b"at work\n")
     threading.Event().wait()
