@@ -1,11 +1,15 @@
 """Every test runs in float64, as the proofs do, and compiles nothing twice."""
 
 import os
+import tempfile
+import uuid
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
+import nbval.kernel
 import pytest
+from jupyter_client import KernelManager
 from nbformat.v4 import new_code_cell
 from nbval.plugin import IPyNbCell
 
@@ -23,8 +27,22 @@ import jax
 import quick  # noqa: F401
 
 jax.config.update("jax_enable_x64", True)
-# What the tests themselves compile is compiled once, and would be written in vain.
+# What the tests themselves compile is compiled once, and would be written in vain,
 jax.config.update("jax_enable_compilation_cache", False)
+# and runs for less time than it takes to be made fast.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _kernel_manager(**options):
+    # A port is chosen because it is free, and taken when the kernel has started: where somebody
+    # else was faster, the kernel dies. A socket that is a file has a name of its own.
+    if os.name == "posix":
+        socket = Path(tempfile.gettempdir()) / f"kernel-{uuid.uuid4().hex}"
+        options |= {"transport": "ipc", "ip": str(socket)}
+    return KernelManager(**options)
+
+
+nbval.kernel.KernelManager = _kernel_manager
 
 AGAIN = (
     "a_section_may_be_run_again",
