@@ -255,29 +255,12 @@ local function display(tex)
   return "#formula(" .. tagged .. ", " .. spoken(" " .. table.concat(lines, " \\ ") .. " ") .. ")"
 end
 
--- On a page MathJax sets the formulas; the reasons are small and grey as on paper.
-local function with_reasons(tex)
-  local before, body, after = tex:match("^(%s*\\begin{aligned})(.*)(\\end{aligned}.*)$")
-  local rows, reasoned = aligned(tex:gsub("\\tag%s*%b{}", ""))
-  if not (body and reasoned) then
-    return tex
-  end
-  local lines = pandoc.List(rows):map(function(cells)
-    if cells[4] then
-      cells[4] = "\\class{reason}{\\small " .. cells[4] .. "}"
-    end
-    return table.concat(cells, " & ")
-  end)
-  return before .. table.concat(lines, " \\\\\n") .. after
-end
-
 local function math(element)
   local shown = element.mathtype == "DisplayMath"
   local set = shown and display(element.text) or "#" .. spoken(formula(element.text)) .. ";"
   if paper then
     return pandoc.RawInline("typst", set)
   end
-  element.text = shown and with_reasons(element.text) or element.text
   return element -- what paper has no place for has been refused for the page too
 end
 

@@ -2,13 +2,15 @@
 
 import re
 import tempfile
+from html import unescape
 from importlib import resources
 from pathlib import Path
 
 from handgrad.classroom import manuscript
+from handgrad.classroom.screen import MIRROR, TAG, anchor, equation
 from handgrad.notebooks import needs
 
-TEMPLATE = Path(__file__).with_name("page.html")
+HERE = Path(__file__).parent
 MATHJAX = "static/mathjax/es5/tex-svg-full.js"
 
 
@@ -32,13 +34,29 @@ def html(notebook, edition):
             "html5",
             "--standalone",
             "--embed-resources",
-            f"--resource-path={folder}",
-            f"--template={TEMPLATE}",
+            f"--resource-path={folder}:{HERE}",
+            f"--lua-filter={HERE / 'page.lua'}",
+            f"--template={HERE / 'page.html'}",
+            "--toc",
+            "--toc-depth=2",
+            f"--variable=mirror:{MIRROR}",
             f"--mathjax={mathjax}",
             f"--metadata=pagetitle:{manuscript.title(notebook)}",
             f"--metadata=edition:{manuscript.EDITIONS[edition]}",
         )
-    return _marked(re.sub(r'<a href="#cb[\d-]+"[^>]*></a>', "", page))
+    page = re.sub(r'<a href="#cb[\d-]+"[^>]*></a>', "", page)
+    page = re.sub(r"<th[^>]*></th>", "<td></td>", page)  # nothing is no heading
+    return _marked(_laid_out(page))
+
+
+def _laid_out(page):
+    # The displayed formulas, as screen.css has them.
+    numbers = set(TAG.findall(page))
+
+    def laid_out(display):
+        return equation(unescape(display[1]), lambda n: n in numbers and f"#{anchor(n)}")
+
+    return re.sub(r'(?s)<span\s+class="math display">\\\[(.*?)\\\]</span>', laid_out, page)
 
 
 def _marked(page):

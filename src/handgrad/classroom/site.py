@@ -6,9 +6,11 @@ import re
 import shutil
 import tempfile
 from copy import deepcopy
+from html import escape
 from pathlib import Path
 
 from handgrad.classroom.editions import edition
+from handgrad.classroom.screen import MIRROR, NUMBER, TAG, anchor, equation, linked
 from handgrad.notebooks import needs
 
 SEAL = ".handgrad"  # in a site: tells that the rest is as it was made
@@ -29,12 +31,25 @@ SETTINGS = {
     "html_theme": "furo",
     "html_theme_options": {
         "light_css_variables": dict.fromkeys(LINKS, "#0072B2")
-        | {"right": "#007A59", "wrong": "#B2182B", "tint": "7%"},
+        | {
+            "right": "#007A59",
+            "wrong": "#B2182B",
+            "tint": "7%",
+            "figure": "none",
+            "blend": "normal",
+        },
         "dark_css_variables": dict.fromkeys(LINKS, "#6CB8E6")
-        | {"right": "#3FC49C", "wrong": "#FF8A80", "tint": "13%"},
+        | {
+            "right": "#3FC49C",
+            "wrong": "#FF8A80",
+            "tint": "13%",
+            "figure": 'url("#mirror")',
+            "blend": "screen",
+        },
     },
     "html_static_path": ["_static"],
-    "html_css_files": ["site.css"],
+    "html_css_files": ["screen.css", "site.css"],
+    "html_js_files": ["screen.js"],
     "html_use_index": False,
     "html_copy_source": False,
     "html_show_copyright": False,
@@ -42,6 +57,20 @@ SETTINGS = {
     "html_show_search_summary": False,
 }
 TITLES = {"instructor": "handgrad, with solutions", "student": "handgrad, student edition"}
+AMENDED = {  # what the theme leaves out for those who have the page read to them
+    'role="heading">': 'role="heading" aria-level="2">',
+    '<article role="main"': "<article",
+    '<div class="article-container">': '<div class="article-container" role="main">',
+    '<aside class="sidebar-drawer': '<aside aria-label="Site" class="sidebar-drawer',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    '(?=<div id="search-results">)': "<h1>Search</h1>\n",
+    r"<th[^>]*>(<p>)?\s*(</p>)?\s*</th>": "<td></td>",
+    "(?=</body>)": MIRROR,
+}
+SAID = {
+    "instructor": "*This edition of the site holds the solutions of all exercises.*",
+    "student": "*This edition of the site holds no solutions: write your own in the notebooks.*",
+}
 UNFOLD = '<details class="solution"><summary>Show {}</summary>'
 
 
@@ -122,6 +151,8 @@ def _write_sources(notebooks, source, kind):
             linked = (page.parent / target).resolve()
             if linked.is_file() and linked.is_relative_to(root) and linked not in pages:
                 pages.append(linked)
+        if page == front:
+            text = text.replace("\n", f"\n\n{SAID[kind]}\n", 1)
         text = re.sub(r"(\]\([^)\s:]*)\.py\)", r"\1.md)", text)
         text = re.sub(r"(\]\([^)\s:]*)README\.md", r"\1index.md", text)
         place.write_text(text, "utf-8")
@@ -132,7 +163,8 @@ def _write_sources(notebooks, source, kind):
             index.write(f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{listed}\n```\n")
     static = source / "_static"
     static.mkdir()
-    shutil.copyfile(Path(__file__).with_name("site.css"), static / "site.css")
+    for name in ("screen.css", "site.css", "screen.js"):
+        shutil.copyfile(Path(__file__).with_name(name), static / name)
     es5 = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
     shutil.copyfile(es5 / "tex-svg-full.js", static / "mathjax.js")
 
@@ -196,6 +228,11 @@ def _run_sphinx(source, html, kind):
         )
         app.connect("source-read", lambda *_: progress.update())
         app.build()
+    for page in html.rglob("*.html"):
+        text = page.read_text("utf-8")
+        for pattern, better in AMENDED.items():
+            text = re.sub(pattern, better, text)
+        page.write_text(text, "utf-8")
     if complaints := strip_colors(warnings.getvalue()).replace(f"{source}/", "").strip():
         raise RuntimeError(f"the site is not written, since Sphinx warns:\n{complaints}")
 
@@ -206,37 +243,43 @@ def setup(app):
 
     equations = {}
 
+    def raw(html):
+        return nodes.raw("", html, format="html")
+
     def fold(app, document):
         for cell in document.findall(nodes.container):
             if "solution" in cell.get("cell_metadata", {}).get("tags", []):
-                cell.insert(0, nodes.raw("", UNFOLD.format("the code"), format="html"))
-                cell.append(nodes.raw("", "</details>", format="html"))
+                cell.insert(0, raw(UNFOLD.format("the code")))
+                cell.append(raw("</details>"))
 
     def number(app, document):
         for block in document.findall(nodes.math_block):
-            # as it stands, where Sphinx would wrap it in a split or number it once more
-            block["classes"].append("amsmath")
-            block["number"] = None
-            for tag in re.findall(r"\\tag\{(.*?)\}", block.astext()):
-                block["ids"].append(f"equation-{tag}")
+            for tag in TAG.findall(block.astext()):
                 equations[tag] = app.env.docname
 
     def link(app, document, page):
-        for block in document.findall(nodes.math_block):
-            block["ids"].clear()  # the box that the theme has put around it bears them
+        def address(number):
+            there = equations.get(number)
+            return there and f"{app.builder.get_relative_uri(page, there)}#{anchor(number)}"
+
+        for block in list(document.findall(nodes.math_block)):
+            html = equation(block.astext(), address)
+            block.parent.replace(block, raw(f"<p>{html}</p>"))
         verbatim = nodes.FixedTextElement, nodes.literal, nodes.math, nodes.reference, nodes.title
         for text in list(document.findall(nodes.Text)):
-            if isinstance(text.parent, verbatim):
-                continue
-            pieces = [nodes.Text(piece) for piece in re.split(r"(\(\d+\.\d+\))", text)]
-            for i, piece in enumerate(pieces):
-                if there := equations.get(piece[1:-1]):
-                    uri = f"{app.builder.get_relative_uri(page, there)}#equation-{piece[1:-1]}"
-                    pieces[i] = nodes.reference("", "", piece, refuri=uri, internal=True)
-            if len(pieces) > 1:
-                text.parent.replace(text, pieces)
+            if not isinstance(text.parent, (*verbatim, nodes.raw)) and NUMBER.search(text):
+                text.parent.replace(text, raw(linked(text, address)))
+
+    def caption(app, document, page):
+        for image in list(document.findall(nodes.image)):
+            if "alt" in image and isinstance(image.parent, nodes.container):
+                words = escape(image["alt"], quote=False)
+                words = f'<figcaption aria-hidden="true">{words}</figcaption></figure>'
+                place = image.parent.index(image)
+                image.parent[place : place + 1] = [raw("<figure>"), image, raw(words)]
 
     app.connect("doctree-read", fold)
     app.connect("doctree-read", number)
     app.connect("doctree-resolved", link)
+    app.connect("doctree-resolved", caption)
     return {"parallel_read_safe": False}
