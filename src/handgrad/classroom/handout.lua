@@ -271,17 +271,6 @@ local function math_or_code(element)
   end
 end
 
--- No line begins with the full stop after a formula.
-local function kept_together(inlines)
-  for i = #inlines - 1, 1, -1 do
-    if not paper and inlines[i].t == "Math" and (inlines[i + 1].text or ""):match("^[%p]") then
-      local both = pandoc.Span({ inlines[i], inlines:remove(i + 1) }, { class = "together" })
-      inlines[i] = both
-    end
-  end
-  return inlines
-end
-
 -- Links ------------------------------------------------------------------------------------------
 
 -- A handout stands alone: a link to a file beside the notebook becomes words.
@@ -486,6 +475,6 @@ end
 return {
   { RawBlock = raw, RawInline = raw, Code = math_or_code, Inlines = links },
   { Pandoc = handout, Image = image },
-  { Math = math, Str = str, CodeBlock = code, Table = tables, Inlines = kept_together },
+  { Math = math, Str = str, CodeBlock = code, Table = tables },
   { Div = div },
 }

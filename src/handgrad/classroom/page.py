@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from handgrad.classroom import manuscript
-from handgrad.classroom.screen import MIRROR, TAG, anchor, equation
+from handgrad.classroom.screen import TAG, anchor, equation
 from handgrad.notebooks import needs
 
 HERE = Path(__file__).parent
@@ -39,7 +39,6 @@ def html(notebook, edition):
             f"--template={HERE / 'page.html'}",
             "--toc",
             "--toc-depth=2",
-            f"--variable=mirror:{MIRROR}",
             f"--mathjax={mathjax}",
             f"--metadata=pagetitle:{manuscript.title(notebook)}",
             f"--metadata=edition:{manuscript.EDITIONS[edition]}",

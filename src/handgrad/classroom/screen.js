@@ -21,6 +21,17 @@ function fit(within = document) {
   boxes.forEach((box, i) => (scroll[i] ? (box.tabIndex = 0) : box.removeAttribute("tabindex")));
 }
 
+// No line begins with the full stop after a formula.
+function join(formula) {
+  const mark = formula.nextSibling?.data?.match(/^\p{P}+/u)?.[0];
+  if (mark) {
+    const both = new Range();
+    both.setStartBefore(formula);
+    both.setEnd(formula.nextSibling, mark.length);
+    both.surroundContents(Object.assign(document.createElement("span"), { className: "together" }));
+  }
+}
+
 window.fitted = new Promise((done) => {
   addEventListener("load", async () => {
     await window.MathJax?.startup?.promise;
@@ -28,6 +39,7 @@ window.fitted = new Promise((done) => {
     for (const link of document.querySelectorAll("a:has(mjx-container)")) {
       link.setAttribute("aria-label", link.textContent);
     }
+    document.querySelectorAll(".math").forEach(join);
     fit();
     document.querySelector(":target")?.scrollIntoView();
     done();

@@ -9,17 +9,11 @@ from html import escape
 
 TAG = re.compile(r"\s*\\tag\{(.*?)\}")
 ALIGNED = re.compile(r"\s*\\begin\{aligned\}(.*)\\end\{aligned\}\s*", re.S)
+SKIP = re.compile(r"(\\\\)\[[^]]*\]")
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.S)
+PAIRS = "{", "}", "(", ")", "[", "]"
 QUADS = r"\quad", r"\qquad"
 NUMBER = re.compile(r"\((\d+\.\d+)\)")
-
-
-# In the dark a figure's black and white change places, and the house's colours keep their hue: the
-# mean of red, green and blue is mirrored, which leaves their differences as they are.
-MIRROR = """<svg width="0" height="0" style="position: absolute" aria-hidden="true">
-<filter id="mirror" color-interpolation-filters="sRGB"><feColorMatrix values="
-  .333 -.667 -.667 0 1   -.667 .333 -.667 0 1   -.667 -.667 .333 0 1   0 0 0 1 0"/></filter>
-</svg>"""
 
 
 def anchor(number):
@@ -36,13 +30,14 @@ def equation(tex, address):
     tex = TAG.sub("", tex).strip()
     if rows := _rows(tex):
         lines = (
-            f'<span class="left">{_math(left)}</span><span class="right">{_pieces(right)}</span>'
+            f'<span class="left">{_math(left)}</span>'
+            f'<span class="right">{_pieces(right, address)}</span>'
             f'<span class="reason">{_reason(why, address)}</span>'
             for left, right, _, why in rows
         )
         shown = f'<span class="derivation">{"".join(lines)}</span>'
     else:
-        shown = f'<span class="formula">{_pieces(tex)}</span>'
+        shown = f'<span class="formula">{_pieces(tex, address)}</span>'
     if number is None:
         return f'<span class="equation mathjax_process">{shown}</span>'
     here = anchor(number[1])
@@ -65,12 +60,12 @@ def _rows(tex):
     body = ALIGNED.fullmatch(tex)
     if not body:
         return []
-    rows = [_split(row, "&") for row in _split(body[1], r"\\")]
+    rows = [_split(row, "&") for row in _split(SKIP.sub(r"\1", body[1]), r"\\")]
     rows = [row + [""] * (4 - len(row)) for row in rows if row != [""]]
     return rows if all(len(row) == 4 and not row[2] for row in rows) else []
 
 
-def _split(tex, *separators, pairs="{}"):
+def _split(tex, *separators, pairs=("{", "}")):
     # At the separators that no environment holds, and no pair of delimiters.
     pieces, depth = [""], 0
     for token in TOKEN.findall(tex):
@@ -80,14 +75,21 @@ def _split(tex, *separators, pairs="{}"):
             pieces.append("")
         else:
             pieces[-1] += token
-    return [re.sub(r"^\s*\[[^]]*\]", "", piece).strip() for piece in pieces]
+    return [piece.strip() for piece in pieces]
 
 
-def _pieces(tex):
+def _pieces(tex, address):
     # What stands beside each other may go below each other, and a line may end before a relation.
-    pieces = [_split(piece, "=", pairs="{}()") for piece in _split(tex, *QUADS, pairs="{}()")]
-    lines = ("".join(map(_math, [p[0], *(f"= {right}" for right in p[1:])])) for p in pieces)
-    return "".join(f"<span>{line}</span>" for line in lines if line)
+    # Words that come last are a reason, too.
+    html, pieces = "", _split(tex, *QUADS, pairs=PAIRS)
+    for i, piece in enumerate(pieces, 1):
+        if piece.startswith(r"\text{") and 1 < i == len(pieces):
+            html += f'<span class="reason">{_reason(piece, address)}</span>'
+        elif piece:
+            first, *others = _split(piece, "=", pairs=PAIRS)
+            line = _math(first) + "".join(_math(f"= {other}") for other in others)
+            html += f"<span>{line}</span>"
+    return html
 
 
 def _math(tex):

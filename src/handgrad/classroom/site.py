@@ -10,12 +10,13 @@ from html import escape
 from pathlib import Path
 
 from handgrad.classroom.editions import edition
-from handgrad.classroom.screen import MIRROR, NUMBER, TAG, anchor, equation, linked
+from handgrad.classroom.screen import NUMBER, TAG, anchor, equation, linked
 from handgrad.notebooks import needs
 
 SEAL = ".handgrad"  # in a site: tells that the rest is as it was made
 NEEDS = ("furo", "mathjax", "myst_nb", "nbformat", "sphinx")
 LINKS = "color-brand-primary", "color-brand-content", "color-brand-visited"
+DARK = "invert(0.92) hue-rotate(180deg)"  # a figure's white becomes the page's, and blue stays blue
 SETTINGS = {
     "project": "handgrad",
     "extensions": ["myst_nb", "handgrad.classroom.site"],
@@ -26,26 +27,15 @@ SETTINGS = {
     "myst_dmath_double_inline": True,
     "myst_heading_anchors": 3,
     "mathjax_path": "mathjax.js",
-    # its menu would look for more of MathJax than the one file
-    "mathjax3_config": {"options": {"enableMenu": False}},
+    # its menu would look for more of MathJax than the one file; a shared outline costs more to
+    # look up than to draw again
+    "mathjax3_config": {"options": {"enableMenu": False}, "svg": {"fontCache": "none"}},
     "html_theme": "furo",
     "html_theme_options": {
         "light_css_variables": dict.fromkeys(LINKS, "#0072B2")
-        | {
-            "right": "#007A59",
-            "wrong": "#B2182B",
-            "tint": "7%",
-            "figure": "none",
-            "blend": "normal",
-        },
+        | {"right": "#007A59", "wrong": "#B2182B", "tint": "7%", "figure": "none"},
         "dark_css_variables": dict.fromkeys(LINKS, "#6CB8E6")
-        | {
-            "right": "#3FC49C",
-            "wrong": "#FF8A80",
-            "tint": "13%",
-            "figure": 'url("#mirror")',
-            "blend": "screen",
-        },
+        | {"right": "#3FC49C", "wrong": "#FF8A80", "tint": "13%", "figure": DARK},
     },
     "html_static_path": ["_static"],
     "html_css_files": ["screen.css", "site.css"],
@@ -65,7 +55,6 @@ AMENDED = {  # what the theme leaves out for those who have the page read to the
     '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
     '(?=<div id="search-results">)': "<h1>Search</h1>\n",
     r"<th[^>]*>(<p>)?\s*(</p>)?\s*</th>": "<td></td>",
-    "(?=</body>)": MIRROR,
 }
 SAID = {
     "instructor": "*This edition of the site holds the solutions of all exercises.*",
