@@ -57,9 +57,9 @@ def test_a_notebook_becomes_a_page(project, tmp_path):
     page = build(project, tmp_path / "site").parent / "notebooks" / "02_after.html"
     html = body(page)
     assert "Contents" not in html, "the notebook's own navigation"
-    assert r"\[ \begin{aligned} a &amp;= b" in html, "an equation as it stands"
-    assert html.count('id="equation-2.1"') == 1
-    assert '<a class="reference internal" href="#equation-2.1">(2.1)</a>' in html
+    assert r'<span class="left">\(\displaystyle {}a\)</span>' in html, "an equation in its pieces"
+    assert html.count('id="eq-2.1"') == 1
+    assert html.count('href="#eq-2.1">(2.1)</a>') == 2, "beside the equation, and where it is cited"
     assert 'href="../src/rule.html"' in html and 'href="../index.html"' in html
     assert html.count('<details class="solution">') == html.count("</details>") == 2
     assert "BEGIN" not in html and "return" in html

@@ -56,10 +56,6 @@ AMENDED = {  # what the theme leaves out for those who have the page read to the
     '(?=<div id="search-results">)': "<h1>Search</h1>\n",
     r"<th[^>]*>(<p>)?\s*(</p>)?\s*</th>": "<td></td>",
 }
-SAID = {
-    "instructor": "*This edition of the site holds the solutions of all exercises.*",
-    "student": "*This edition of the site holds no solutions: write your own in the notebooks.*",
-}
 UNFOLD = '<details class="solution"><summary>Show {}</summary>'
 
 
@@ -140,8 +136,6 @@ def _write_sources(notebooks, source, kind):
             linked = (page.parent / target).resolve()
             if linked.is_file() and linked.is_relative_to(root) and linked not in pages:
                 pages.append(linked)
-        if page == front:
-            text = text.replace("\n", f"\n\n{SAID[kind]}\n", 1)
         text = re.sub(r"(\]\([^)\s:]*)\.py\)", r"\1.md)", text)
         text = re.sub(r"(\]\([^)\s:]*)README\.md", r"\1index.md", text)
         place.write_text(text, "utf-8")
