@@ -571,6 +571,10 @@ def test_a_page_fetches_nothing_and_holds_the_mathematics(path):
     style = "".join(re.findall(r"(?s)<style>.*?</style>", page))
     assert "url(" not in style and "@import" not in style
     assert "MathJax" in page and len(page) < 3.5e6
-    for cell in notebook.cells:
-        for number in re.findall(r"\\tag\{(.*?)\}", cell.source):
-            assert rf"\tag{{{number}}}" in page
+    figures = re.findall(r'<img[^>]*alt="[^"]{20,}"[^>]*>\s*<figcaption', page)
+    assert len(figures) == page.count("<img") == len(found)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    contents = re.search(r'(?s)<nav aria-label="Contents">(.*?)</nav>', page)[1]
+    assert contents.count('<a href="#') == len(re.findall(r"(?m)^## ", text))
+    for number in re.findall(r"\\tag\{(.*?)\}", text):
+        assert f'id="eq-{number}">' in page and f'href="#eq-{number}">({number})</a>' in page
