@@ -161,10 +161,10 @@ _CELL = 'style="text-align:left; padding:0.15em 0.9em 0.15em 0"'
 
 
 def _row(verdict):
-    color, mark, head = {
+    color, mark, head = {  # each stands out from white and from black
         RIGHT: ("#009E73", "✓", ""),
-        WRONG: ("#D55E00", "✗", "<b>WRONG:</b> "),
-        UNJUDGED: ("#E69F00", "?", ""),
+        WRONG: ("#D7263D", "✗", "<b>WRONG:</b> "),
+        UNJUDGED: ("#B57B00", "?", ""),
     }[verdict.outcome]
     words = head + html.escape(verdict.words)
     edge = f'style="text-align:left; padding:0.15em 0.7em; border-left:0.3em solid {color}"'
