@@ -141,9 +141,9 @@ def formulas(notebook):
 def darkness(screenshot, scheme):
     """Complain about a figure whose paper or whose ink is as in the other scheme."""
     pixels = np.asarray(Image.open(io.BytesIO(screenshot)).convert("L")).astype(int).ravel()
-    paper = pixels[0]
+    paper = int(np.median(pixels))
     ink = pixels[abs(pixels - paper).argmax()]
-    if paper < 40 and ink > 150 if scheme == "dark" else paper > 250 and ink < 60:
+    if paper < 40 and ink > 150 if scheme == "dark" else paper > 220 and ink < 60:
         return []
     return [f"has a figure of {ink} on {paper}, {scheme}"]
 
