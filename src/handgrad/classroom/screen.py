@@ -17,7 +17,7 @@ NUMBER = re.compile(r"\((\d+\.\d+)\)")
 
 
 def anchor(number):
-    """What an equation's permanent address ends in: eq-4.7 for (4.7)."""
+    """What an equation's permanent address ends in: eq-4.7 for number 4.7."""
     return f"eq-{number}"
 
 

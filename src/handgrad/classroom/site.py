@@ -16,7 +16,7 @@ from handgrad.notebooks import needs
 SEAL = ".handgrad"  # in a site: tells that the rest is as it was made
 NEEDS = ("furo", "mathjax", "myst_nb", "nbformat", "sphinx")
 LINKS = "color-brand-primary", "color-brand-content", "color-brand-visited"
-DARK = "invert(0.92) hue-rotate(180deg)"  # a figure's white becomes the page's, and blue stays blue
+DARK = "invert(92%) hue-rotate(180deg)"  # a figure's white becomes the page's, and blue stays blue
 SETTINGS = {
     "project": "handgrad",
     "extensions": ["myst_nb", "handgrad.classroom.site"],
