@@ -13,7 +13,12 @@ from handgrad.layers import RULES
 
 # Our rules that bear another name than theirs.
 OURS = {
-    jax.nn: {"hard_swish": "hard_silu", "standardize": "layer_norm", "swish": "silu"},
+    jax.nn: {
+        "dot_product_attention": "attention",
+        "hard_swish": "hard_silu",
+        "standardize": "layer_norm",
+        "swish": "silu",
+    },
     optax.losses: {
         "convex_kl_divergence": "generalized_kl_divergence",
         "hinge_loss": "hinge",
@@ -28,7 +33,7 @@ OURS = {
 # Our names for what is to come, and its notebook. Whoever brings the rule deletes the line, or
 # moves it to OURS where the names differ.
 TO_COME = {
-    jax.nn: {"dot_product_attention": ("attention", "16_attention")},
+    jax.nn: {},
     optax.losses: {
         "ctc_loss": ("ctc_loss", "23_paths"),
         "ntxent": ("info_nce", "20_preferences"),
