@@ -37,6 +37,14 @@ LONG = {  # what the axes of a signature do not tell
     "prod": (((512, 64),), {"axis": 1}),
     "max": (((512, 256),), {"axis": 1}),
     "cumsum": (((512, 256),), {"axis": 1}),
+    "attention": (((4, 256, 64),) * 3, {"causal": True}),
+    "alibi_attention": (((4, 256, 64),) * 3, {"slope": 0.5}),
+    "grouped_query_attention": (((4, 256, 64), (2, 256, 64), (2, 256, 64)), {}),
+    "rotary": (((64, 256, 64),), {}),
+    "multi_head_attention": (
+        ((4, 256, 128), (384, 128), (384,), (128, 128), (128,)),
+        {"heads": 4, "causal": True},
+    ),
 }
 
 

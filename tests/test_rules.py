@@ -193,6 +193,8 @@ def broken(node):
 def mutants(row):
     """The rule's f_bwd with one term broken, for every term of the statement that makes it."""
     tree = ast.parse(statement(row))
+    for argument in [node for node in ast.walk(tree) if isinstance(node, ast.arg)]:
+        argument.annotation = None  # an `X | None` is no term
     paths = [
         (index, field, i, replacement)
         for index, node in enumerate(ast.walk(tree))
@@ -211,8 +213,6 @@ def mutants(row):
             getattr(node, field)[i] = replacement
         else:
             setattr(node, field, replacement)
-        for argument in [n for n in ast.walk(mutant) if isinstance(n, ast.arg)]:
-            argument.annotation = None
         ast.fix_missing_locations(mutant)
         names = dict(vars(inspect.getmodule(inspect.unwrap(row.f))))
         yield ast.unparse(mutant), names
