@@ -36,7 +36,6 @@ TO_COME = {
     jax.nn: {},
     optax.losses: {
         "ctc_loss": ("ctc_loss", "23_paths"),
-        "ntxent": ("info_nce", "20_preferences"),
     },
 }
 
@@ -60,6 +59,7 @@ WHY_NOT = {
         "multiclass_generalized_dice_loss": "dice_loss, its classes weighted by the targets",
         "multiclass_hinge_loss": "a largest entry less the label's, e_i - e_y: exercise 10.3",
         "multiclass_perceptron_loss": "a largest entry less the label's: e_i - e_y",
+        "ntxent": "info_nce, told from the other rows of its own side, too: exercise 20.5",
         "perceptron_loss": "hinge with a margin of 0",
         "poly_loss_cross_entropy": "adds a multiple of 1 - o_y: exercise 10.2",
         "ranking_softmax_loss": "softmax_cross_entropy, the entries of a list for its classes",
