@@ -74,9 +74,10 @@ def _shape(names):
         if axis.startswith("*"):
             shape += {"*shape": [512, 128], "*space": [8, 8]}.get(axis, [*BATCH])
         else:
-            twice = 2 if axis.startswith("two_") else 1
-            default = SIDE if axis == "n" else 96
-            shape.append(twice * (SIZES | CHANNELS).get(axis, default))
+            number, star, name = axis.rpartition("*")  # 4*h: four times h
+            times = 2 if axis.startswith("two_") else int(number) if star else 1
+            default = SIDE if name == "n" else 96
+            shape.append(times * (SIZES | CHANNELS).get(name, default))
     return tuple(shape)
 
 

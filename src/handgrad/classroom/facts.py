@@ -116,10 +116,10 @@ def _generic(row):
     needed = {p.name for p in parameters if p.default is p.empty}
     names = dict.fromkeys(_letter(axis, axes) for of in axes for axis in of)
     primes = dict(zip(names, reversed(PRIMES), strict=False))  # data first: a kernel fits in it
-    twice = {axis: 1 + axis.startswith("two_") for of in axes for axis in of}
+    times = {axis: _times(axis) for of in axes for axis in of}
     specs = [
         jax.ShapeDtypeStruct(
-            [twice[axis] * primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype
+            [times[axis] * primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype
         )
         for of, arg in zip(axes, args, strict=True)
     ]
@@ -148,8 +148,14 @@ def _letter(axis, axes):
         return "S"
     if axis.startswith("*"):
         return "n" if all(len(of) == 1 for of in axes if of) and axis == "*shape" else "N"
-    axis = axis.removeprefix("two_")
+    axis = axis.removeprefix("two_").rpartition("*")[2]
     return axis if len(axis) == 1 else f"{axis[0]}_{axis[1:]}"
+
+
+def _times(axis):
+    # two_d is twice d, and 4*h four times h
+    number, star, _ = axis.partition("*")
+    return 2 if axis.startswith("two_") else int(number) if star and number else 1
 
 
 def counted(jaxpr, letters, times=1):
