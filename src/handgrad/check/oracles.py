@@ -25,7 +25,7 @@ from handgrad.check.arrays import (
 )
 from handgrad.check.compare import born_in, size
 from handgrad.check.jaxpr import birth_of_nan, changes
-from handgrad.check.rounding import Rounding
+from handgrad.check.rounding import Rounding, measure_of
 
 STEP, TOLERANCE = 2.0**-13, 1e-8  # of the central differences
 CLOSER = 2.0**-20, 2.0**-26  # where the first step crosses a kink, or the edge of a domain
@@ -81,6 +81,15 @@ def consult(f, draws, generic=False, **hyper):
     # Fresh functions at every call: a cached trace would not see a helper that was redefined.
     oracles = once(lambda *operands: _oracles(f, hyper, which, *operands))
     closer = cache(lambda j: once(partial(_closer, f, hyper, which, j)))
+
+    def plain(_, floats, args):
+        return f(*put(args, which, floats), **hyper)
+
+    def reverse(one, floats, args, dz):
+        z, pull = jax.vjp(lambda floats: plain(one, floats, args), floats)
+        return pull(tree_map(lambda d, o: (one * d).astype(o.dtype), dz, z))[0]
+
+    of_reverse, of_plain = measure_of(reverse), measure_of(plain)
     # A seed that no reader draws the arguments with: dz equal to x would hide a transpose.
     rng = np.random.default_rng([8, 20231120])
     found = []
@@ -96,13 +105,6 @@ def consult(f, draws, generic=False, **hyper):
         reason = _no_judge(truth, lambda *a: f(*a, **hyper), precise)
         floats = [floats_of(args[i]) for i in which]
 
-        def plain(floats):
-            return f(*put(args, which, floats), **hyper)
-
-        def reverse(one, floats):
-            z, pull = jax.vjp(plain, floats)
-            return pull(tree_map(lambda d, o: (one * d).astype(o.dtype), dz, z))[0]
-
         def again(floats):
             return oracles(dz, as_float64(tuple(put(args, which, floats))), directions).reverse
 
@@ -111,8 +113,10 @@ def consult(f, draws, generic=False, **hyper):
             *(args, precise, which, dz, directions, truth, reason),
             agreement=lambda j, within: told(j, within),
             cotangents=cotangents,
-            rounding=Rounding(again, reverse, cotangents, floats),
-            of_value=Rounding(None, lambda one, floats: plain(floats), truth.value, floats),
+            rounding=Rounding(
+                *(again, reverse, cotangents, floats), exact=(args, dz), measure=of_reverse
+            ),
+            of_value=Rounding(*(None, plain, truth.value, floats), exact=(args,), measure=of_plain),
         )
         told = partial(_agreement, closer, draw)
         return draw
@@ -274,8 +278,9 @@ def _flat(tree):
     return np.concatenate([np.zeros(0), *(np.ravel(leaf) for leaf in tree_leaves(tree))])
 
 
-def _closer(f, hyper, which, j, dz, precise, moves, steps):
-    # phi at x + t moves, for each row of moves (flat over the argument's leaves), each its own t
+def _closer(f, hyper, which, j, dz, precise, moves, steps, count):
+    # phi at x + t moves, for the first rows of moves (flat over the argument's leaves), each its
+    # own t: so many that one program serves any number, and none is computed that isn't asked for
     dz = as_float64(dz)
     floats = [_floats(precise[i]) for i in which]
     parts = np.cumsum([leaf.size for leaf in floats[j]])[:-1]
@@ -291,7 +296,10 @@ def _closer(f, hyper, which, j, dz, precise, moves, steps):
         move, t = operands
         return jax.lax.map(at, (jnp.stack([move] * 5), t * jnp.array([1, -1, 0.5, -0.5, 0.0])))
 
-    return jax.lax.map(around, (moves, steps))
+    def row(k, ends):
+        return ends.at[k].set(around((moves[k], steps[k])))
+
+    return jax.lax.fori_loop(0, count, row, jnp.zeros((len(moves), 5)))
 
 
 class _Closer:
@@ -308,7 +316,7 @@ class _Closer:
         self.lengths = np.where(x == 0, typical, np.abs(x))
         self.ways = h * typical, h * self.lengths
         self.true, self.scale = _flat(draw.truth.reverse[j]), float(draw.truth.scale)
-        self.closer = lambda moves, step: closer(draw.dz, draw.precise, moves, step)
+        self.closer = partial(closer, draw.dz, draw.precise)
 
     def agreement(self):
         trusted = None
@@ -331,7 +339,8 @@ class _Closer:
         # the values around x along each move; always as many, so that one program serves
         rows = np.zeros((ROWS, self.true.size))
         rows[: len(moves)] = moves
-        return np.asarray(self.closer(rows, np.full(ROWS, step)))[: len(moves)]
+        ends = self.closer(rows, np.full(ROWS, step), len(moves))
+        return np.asarray(ends)[: len(moves)]
 
     def judged(self, moves, step):
         # along each move: whether the differences tell something, whether they agree, and they

@@ -28,42 +28,63 @@ def rounding(f, here, *args):
     as a sign or the outcome of a comparison, stays as it was, so that no other branch is taken.
     Returns a tree like here, of float64 arrays.
     """
-    closed = flat(f, *args)
-    leaves = jax.tree.leaves(args)
-    longest = max((v.aval.size for e in closed.jaxpr.eqns for v in e.outvars), default=1)
-    longest = min(max(longest, *(np.size(leaf) for leaf in leaves), 1), _LONGEST)
-    places = len(leaves) + sum(len(eqn.outvars) for eqn in closed.jaxpr.eqns)
+    return Measure(lambda args, exact: f(*args))(here, args, ())
 
-    def otherwise(noise, leaves):
-        return [moved for _, moved in _Otherwise(noise, longest).run(closed, leaves)]
 
-    run = once(otherwise)
-    rng = np.random.default_rng(8)
-    far = [np.zeros(np.shape(leaf)) for leaf in jax.tree.leaves(here)]
-    for _ in range(DRAWS):
-        noise = rng.uniform(0.5, 2, longest + places) * rng.choice([-1.0, 1.0], longest + places)
-        for k, (was, moved) in enumerate(
-            zip(jax.tree.leaves(here), jax.device_get(run(noise, leaves)), strict=True)
-        ):
-            move = np.abs(np.asarray(moved, "float64") - np.asarray(was, "float64"))
-            far[k] = np.maximum(far[k], np.where(np.isfinite(move), move, 0.0))
-    return jax.tree.unflatten(jax.tree.structure(here), far)
+class Measure:
+    """The rounding of f(args, exact) at any number of operands of the same shapes.
+
+    What is exact does not move. All measurements share one compilation.
+    """
+
+    def __init__(self, f):
+        """Nothing runs yet."""
+        self.f, self.compiled = f, None
+
+    def __call__(self, here, args, exact):
+        """How far roundings move each entry of here = f(args, exact), as rounding() says it."""
+        if self.compiled is None:
+            self.compiled = self._compile(args, exact)
+        run, longest, places = self.compiled
+        rng = np.random.default_rng(8)
+        far = [np.zeros(np.shape(leaf)) for leaf in jax.tree.leaves(here)]
+        for _ in range(DRAWS):
+            noise = rng.uniform(0.5, 2, longest + places)
+            noise *= rng.choice([-1.0, 1.0], longest + places)
+            moved = jax.device_get(run(noise, jax.tree.leaves(args), jax.tree.leaves(exact)))
+            for k, (was, other) in enumerate(zip(jax.tree.leaves(here), moved, strict=True)):
+                move = np.abs(np.asarray(other, "float64") - np.asarray(was, "float64"))
+                far[k] = np.maximum(far[k], np.where(np.isfinite(move), move, 0.0))
+        return jax.tree.unflatten(jax.tree.structure(here), far)
+
+    def _compile(self, args, exact):
+        closed = flat(self.f, args, exact)
+        leaves = jax.tree.leaves(args)
+        longest = max((v.aval.size for e in closed.jaxpr.eqns for v in e.outvars), default=1)
+        longest = min(max(longest, *(np.size(leaf) for leaf in leaves), 1), _LONGEST)
+        places = len(leaves) + sum(len(eqn.outvars) for eqn in closed.jaxpr.eqns)
+
+        def otherwise(noise, leaves, exact):
+            return [moved for _, moved in _Otherwise(noise, longest).run(closed, leaves, exact)]
+
+        return once(otherwise), longest, places
 
 
 class Rounding:
     """How far roundings move the gradients of one check; nothing is measured before it is asked.
 
-    again(*args) is the compiled gradient and here its value; f(one, *args) is the same, not
+    again(*args) is the compiled gradient and here its value; f(one, *args, *exact) is the same, not
     compiled, times one, the cotangent of the loss.
     """
 
-    def __init__(self, again, f, here, *args):
-        """Keep what a measurement needs."""
+    def __init__(self, again, f, here, *args, exact=(), measure=None):
+        """Keep what a measurement needs; measure is measure_of(f), where several share it."""
         self.again, self.here, self.args = again, jax.tree.leaves(here), args
         one = np.ones((), np.result_type(*self.here))
-        self.measured = cache(lambda: jax.tree.leaves(rounding(partial(f, one), here, *args)))
+        measure = measure or measure_of(f)
+        self.measured = cache(lambda: jax.tree.leaves(measure(here, args, (one, *exact))))
         self.moved = cache(self._nudged)
-        self.largest = cache(lambda: largest(f, one, *args))
+        self.largest = cache(lambda: largest(lambda one, *args: f(one, *args, *exact), one, *args))
 
     def from_(self, place):
         """(rounding, fragile) of a Judge whose first leaf has that place."""
@@ -101,6 +122,11 @@ class Rounding:
         moved = jax.tree.leaves(self.again(*jax.tree.map(nudge, self.args)))
         pairs = zip(moved, self.here, strict=True)
         return [np.nan_to_num(np.subtract(a, b, dtype="float64")) for a, b in pairs]
+
+
+def measure_of(f):
+    """The Measure of f(one, *args, *exact)."""
+    return Measure(lambda args, exact: f(exact[0], *args, *exact[1:]))
 
 
 def largest(f, one, *args):
@@ -160,14 +186,14 @@ class _Otherwise:
     def __init__(self, noise, longest):
         self.noise, self.longest, self.place = noise, longest, 0
 
-    def run(self, closed, leaves):
+    def run(self, closed, leaves, exact):
         pairs = [
             self.moved((leaf, leaf), jnp.abs(leaf) if _rounds(leaf) else leaf) for leaf in leaves
         ]
-        return self.go_through(closed, pairs)
+        return self.go_through(closed, [*pairs, *exact])
 
     def go_through(self, closed, pairs):
-        # literals and constants, which are exact, are no pairs
+        # literals, constants and all that is exact are no pairs
         results = evaluate(closed, pairs, do=self.bind)
         return [v if isinstance(v, tuple) else (v, v) for v in results]
 

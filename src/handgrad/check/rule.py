@@ -75,7 +75,8 @@ def judged(f, f_fwd, f_bwd, draws, findings=None, **hyper):
             hand = _run(rule, compiled, draw)
         except _WrongShape as mistake:
             raise GradientMismatch(str(mistake)) from None
-        verdicts = list(_judge(rule, draw, *jax.device_get(hand), findings=findings))
+        wrong = {name for name, verdict in found.items() if not verdict.right}
+        verdicts = list(_judge(rule, draw, *jax.device_get(hand), findings=findings, told=wrong))
         if not all(v.right for v in verdicts) and _other_order(rule, draw):
             name = getattr(f_bwd, "__name__", "f_bwd")
             raise GradientMismatch(
@@ -190,7 +191,9 @@ OTHERWISE = {
 }
 
 
-def _judge(rule, draw, value, hand, name=True, findings=None):
+def _judge(rule, draw, value, hand, name=True, findings=None, told=()):
+    # with name, what was done is said too, unless only gradients in told are wrong: an earlier
+    # draw has told of those
     args, which, dz, true = draw.args, draw.which, draw.dz, draw.truth
     names = argument_names(rule[0], args)
     suspects = suspects_of(
@@ -232,6 +235,7 @@ def _judge(rule, draw, value, hand, name=True, findings=None):
         found += verdicts
     if findings is not None:
         findings += compared
+    name = name and not {f.name for f in compared if f.wrong} <= set(told)
     yield from explained(found, compared, suspects) if name else found
 
 
