@@ -101,12 +101,13 @@ def consult(f, draws, generic=False, **hyper):
         directions = [
             [rng.normal(size=np.shape(leaf)) for leaf in _floats(precise[i])] for i in which
         ]
-        truth = jax.device_get(oracles(dz, precise, directions))
+        truth = jax.device_get(oracles(dz, precise, directions, True))
         reason = _no_judge(truth, lambda *a: f(*a, **hyper), precise)
         floats = [floats_of(args[i]) for i in which]
 
         def again(floats):
-            return oracles(dz, as_float64(tuple(put(args, which, floats))), directions).reverse
+            moved = as_float64(tuple(put(args, which, floats)))
+            return oracles(dz, moved, directions, False).reverse
 
         cotangents = list(map(_in_the_dtypes_of, floats, truth.reverse))
         draw = Draw(
@@ -208,8 +209,9 @@ def _no_judge(truth, f, args):
     return ""
 
 
-def _oracles(f, hyper, which, dz, precise, directions):
-    # Everything that the verdicts need, in one compilation.
+def _oracles(f, hyper, which, dz, precise, directions, every):
+    # Everything that the verdicts need, in one compilation; zeros for what comes after reverse mode
+    # unless every oracle is asked.
     floats = [_floats(precise[i]) for i in which]
     dz = as_float64(dz)
 
@@ -229,11 +231,15 @@ def _oracles(f, hyper, which, dz, precise, directions):
     scale = _inner(tree_map(jnp.abs, dz), tree_map(jnp.abs, z))
     # One argument at a time, in loops: the compiler meets f once for all arguments and steps.
     chosen = jnp.eye(len(which))
-    forward = jax.lax.map(slope, chosen)
     steps = jnp.outer(STEP * jnp.stack([size(x) for x in floats]), jnp.array([1, -1, 0.5, -0.5]))
-    ends = jax.lax.map(lambda at: along(*at), (steps.ravel(), jnp.repeat(chosen, 4, axis=0)))
-    slopes, doubts = _richardson(ends.reshape(steps.shape), steps[:, 0], scale)
-    return Truth(z, reverse, forward, slopes, doubts, scale)
+
+    def others():
+        forward = jax.lax.map(slope, chosen)
+        ends = jax.lax.map(lambda at: along(*at), (steps.ravel(), jnp.repeat(chosen, 4, axis=0)))
+        return forward, *_richardson(ends.reshape(steps.shape), steps[:, 0], scale)
+
+    nothing = jnp.zeros(len(which))
+    return Truth(z, reverse, *jax.lax.cond(every, others, lambda: (nothing,) * 3), scale)
 
 
 def _richardson(ends, steps, scale):

@@ -114,8 +114,9 @@ def of_slope(tape, right, site, nodes):
     for i in live:
         point = _point(tape, node, i, right[node.results[0]])
         by_number = any(v in tape.literals for k, v in enumerate(node.operands) if k != i)
+        tells = _teller(tape, point)
         for names, words, slope in choices:
-            if _tells(slope, point):
+            if tells(slope):
                 if by_number and names == ("local factor",):
                     names = ("factor", *names)
                 new = replacing(i, partial(_sloped, i=i, slope=slope))
@@ -137,14 +138,20 @@ def _point(tape, node, i, d):
     return Point(operands[i], results[0], slopes(node.op, operands, results)[i], d, at)
 
 
-def _tells(slope, point):
-    # whether it can be taken here, and makes a difference
-    try:
-        mine = summed_to((point.d * slope(point))[None], np.shape(point.x))
-        true = None if point.s is None else summed_to((point.d * point.s)[None], np.shape(point.x))
-    except (TypeError, ValueError, IndexError, NotImplementedError):
-        return False
-    return np.isfinite(mine).all() and (true is None or not np.array_equal(mine, true))
+def _teller(tape, point):
+    # tells(slope) says whether it can be taken here, and makes a difference
+    shape = np.shape(point.x)
+    true = None if point.s is None else summed_to((point.d * point.s)[None], shape)
+
+    def tells(slope):
+        tape.tried += 2 * np.size(point.d)
+        try:
+            mine = summed_to((point.d * slope(point))[None], shape)
+        except (TypeError, ValueError, IndexError, NotImplementedError):
+            return False
+        return np.isfinite(mine).all() and (true is None or not np.array_equal(mine, true))
+
+    return tells
 
 
 def of_regions(tape, right):
@@ -153,13 +160,16 @@ def of_regions(tape, right):
         x, o = pairs[-1]
         value = tape.values[o]
         slope = slope_between(tape, x, o)
-        point = Point(tape.values[x], value, slope, right[o], partial(slope_between, tape, x, o))
+        # what has no slope here has none at another value either
+        at = None if slope is None else partial(slope_between, tape, x, o)
+        point = Point(tape.values[x], value, slope, right[o], at)
         choices = OF_ANY + OF_ONE if slope is not None else OF_ANY + OF_ONE[:14]
         of_shares = list(_of_shares(value))
         if of_shares:
             choices = of_shares + OF_ANY
+        tells = _teller(tape, point)
         for names, words, other in choices:
-            if _tells(lambda p, other=other: other(p) * np.ones_like(p.d), point):
+            if tells(lambda p, other=other: other(p) * np.ones_like(p.d)):
                 change = partial(_bridged, tape, other, slope is not None)
                 blocks = {tape.maker[end]: (start, end, change, False) for start, end in pairs}
                 words = f"{words}, from {{{x}}} to here"
@@ -167,8 +177,9 @@ def of_regions(tape, right):
 
 
 def _bridged(tape, other, by_slope, d, x, o):
-    s = slope_between(tape, x, o) if by_slope else None
-    at = partial(slope_between, tape, x, o)
+    s, at = None, None
+    if by_slope:
+        s, at = slope_between(tape, x, o), partial(slope_between, tape, x, o)
     return d * other(Point(tape.values[x], tape.values[o], s, d, at))
 
 

@@ -45,14 +45,15 @@ class Tape:
     inputs are the numbers of its arguments' leaves, and output that of its result; values holds all
     values, active says which depend on the differentiable inputs, and literals holds those written
     in the code. maker gives the node that makes a value, uses the (node, operand) pairs that read
-    it, of_site the nodes of a site, and places its equation in the reader's own code.
+    it, of_site the nodes of a site, and places its equation in the reader's own code. tried counts
+    the numbers that were computed to see which variants can be made.
     """
 
     def __init__(self, f, at, differentiable):
         """Run f(at); differentiable are the numbers of the leaves that gradients are taken by."""
         closed = jax.make_jaxpr(f)(at)
         self.values, self.active, self.literals = [], [], set()
-        self.nodes, self.places = [], []
+        self.nodes, self.places, self.tried = [], [], 0
         self._sites, self._cache, self._library, self._within = {}, {}, set(), None
         leaves = [plain(leaf) for leaf in jax.tree.leaves(at)]
         self.inputs = [self._new(x, i in differentiable) for i, x in enumerate(leaves)]
