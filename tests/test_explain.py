@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handgrad.check import GradientMismatch, check_gradient, check_rule, check_steps, tap
+from handgrad.check import GradientMismatch, check_gradient, check_rule, check_steps, rule, tap
 from handgrad.check.naming import explain, variants
 
 rng = np.random.default_rng(21)
@@ -336,3 +336,27 @@ def test_what_a_cotangent_stands_for_and_a_slope_inside_are_named():
     spread = lambda v: V[:, None] * jnp.exp(v / 2)  # noqa: E731
     inside = lambda args, dz: (dz * V[:, None] * jnp.exp(args[0]),)  # noqa: E731
     assert "left out, here and in the slope" in of_rule(spread, inside, X)["dv"].words
+
+
+def test_what_was_told_is_not_looked_for_again_at_another_point(monkeypatch):
+    asked = []
+
+    def counted(verdicts, findings, suspects):
+        asked.append([f.name for f in findings if f.wrong])
+        return explain.explained(verdicts, findings, suspects)
+
+    monkeypatch.setattr(rule, "explained", counted)
+    x, s = rng.normal(size=(3, 4)), np.ones(4)
+
+    def scaled(x, s):
+        return x * s
+
+    def scaled_bwd(residuals, dz):
+        x, s = residuals
+        return dz * (s if both else jnp.ones(4)), (dz * jnp.cos(x)).sum(0)
+
+    for both, wrong in ((True, [["ds"]]), (False, [["ds"], ["dx", "ds"]])):
+        asked.clear()
+        with pytest.raises(GradientMismatch):
+            check_rule(scaled, lambda x, s: (x * s, (x, s)), scaled_bwd, x, s)
+        assert asked == wrong

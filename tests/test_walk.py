@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handgrad.check.naming import match
+from handgrad.check.naming import match, slopes
 from handgrad.check.naming.tape import Tape
 from handgrad.check.naming.variants import Operands, exchanged
 from handgrad.check.naming.walk import backward
@@ -372,6 +372,53 @@ def test_the_search_is_bounded_by_counts_and_says_so(monkeypatch):
     assert found(f, floats, wrong).exhaustive
     monkeypatch.setattr(match, "WORK", 1e5)
     assert not found(f, floats, wrong).exhaustive
+
+
+def test_what_it_costs_to_see_what_can_be_tried_counts_as_work(monkeypatch):
+    tried = []
+    teller = slopes._teller
+
+    def counted(tape, point):
+        tells = teller(tape, point)
+
+        def tells_and_counts(slope):
+            tried.append(np.size(point.d))
+            return tells(slope)
+
+        return tells_and_counts
+
+    monkeypatch.setattr(slopes, "_teller", counted)
+    monkeypatch.setattr(match, "STEP", 0)
+    monkeypatch.setattr(match, "ROWS", 1)
+    monkeypatch.setattr(match, "WORK", 5e5)
+    monkeypatch.setattr(match._Search, "sent", lambda self, v: 0)  # so that the walks are free
+    floats = [draw(size=(120, 3)) for _ in range(3)]
+    searches = []
+    for _ in range(2):
+        tried.clear()
+        searches.append((found(attention, floats, {0: draw(size=(120, 3))}), sum(tried)))
+    (first, numbers), (again, as_many) = searches
+    assert not first.exhaustive and not again.exhaustive and numbers == as_many
+    assert 0 < numbers <= match.WORK
+
+
+def test_a_large_program_leaves_the_work_for_what_stands_for_many_operations(monkeypatch):
+    def after(z):
+        for _ in range(10):
+            z = jnp.sin(z)
+        return z
+
+    def long(q, k, v):
+        return after(attention(q, k, v))
+
+    floats = [draw(size=(60, 4)) for _ in range(3)]
+    dz = operands(long, *floats)[1].own["z"]
+    d = np.asarray(jax.vjp(after, attention(*floats))[1](dz)[0])
+    wrong = attention_backward(floats, d, rule=lambda p, d: p * d)
+    monkeypatch.setattr(match, "STEP", 0)
+    monkeypatch.setattr(match, "WORK", 3e6)
+    search = found(long, floats, wrong)
+    assert "value" in search.readings[0].names and not search.exhaustive, search
 
 
 def test_a_program_that_cannot_be_recorded_is_no_error():

@@ -146,8 +146,8 @@ def _sum_back(p, d, o, x):
 
 def _extreme_back(p, d, o, x):
     where = x == np.expand_dims(o, p["axes"])
-    where = where / where.sum(axis=p["axes"], keepdims=True)
-    return [np.expand_dims(d, tuple(a + 1 for a in p["axes"])) * where]
+    d = np.expand_dims(d, tuple(a + 1 for a in p["axes"]))
+    return [np.where(where, d / where.sum(axis=p["axes"], keepdims=True), 0.0)]
 
 
 def _slices(p):

@@ -33,31 +33,31 @@ from handgrad.check.naming.words import INNER, sentence
 
 MEMORY = 2**22  # numbers that the cotangents of a chunk of variants may hold
 ROWS = 64  # variants in a chunk
-WORK = 1e9  # numbers that may be computed in all; a step of the interpreter counts as some
+WORK = 7e8  # numbers that may be computed in all; a step of the interpreter counts as some
 STEP = 4000
 LARGE = 2**13  # of a larger gradient a few rows are compared before the rest
 SAMPLE = 24  # numbers of a gradient that pairs are found by
 PAIRS = 24  # pairs that are tried
 
 
-def _simple(tape, right):
+def _operations(tape, right):
     yield from of_sites(tape, right, of_path, of_slope, of_operation)
-    yield from loops(tape, right)
-    yield from bypassed(tape, right)
-    yield from of_regions(tape, right)
-    yield from overwritten(tape, right)
-    yield from permuted(tape, right)
 
 
-def _rarer(tape, right):
+def _of_axes(tape, right):
     yield from of_sites(tape, right, of_axes)
-    yield from over_more_axes(tape, right)
-    yield from once_more(tape, right)
-    yield from crossed(tape, right)
-    yield from skipped(tape, right)
 
 
-FAMILIES = _simple, elsewhere, _rarer, rerouted  # each is tried if those before don't explain all
+# Each family is tried if those before don't explain all. Of two readings that explain as much that
+# of the earlier part is told first; but the many variants of single operations are tried last, so
+# that a large program leaves some of the work for the few of whole stretches.
+FAMILIES = (
+    (_operations, loops, bypassed, of_regions, overwritten, permuted),
+    (elsewhere,),
+    (_of_axes, over_more_axes, once_more, crossed, skipped),
+    (rerouted,),
+)
+LAST = _operations, _of_axes
 
 
 class Reading(NamedTuple):
@@ -118,7 +118,7 @@ class _Search:
     def run(self):
         if self.judge.wrong:
             for family in FAMILIES:
-                self.walk(family(self.tape, self.right))
+                self.family(family)
                 if self.judge.settled(self.found):
                     break
             else:
@@ -130,20 +130,37 @@ class _Search:
         ]
         return Search([r for r in best if INNER not in r.words], self.exhaustive)
 
+    def family(self, parts):
+        # in the order in which they are tried; what is found stands in the order of the parts
+        before, of = (self.found, self.atoms), {}
+        for part in sorted(parts, key=lambda part: part in LAST):
+            self.found, self.atoms = [], []
+            self.walk(part(self.tape, self.right))
+            of[part] = self.found, self.atoms
+        self.found, self.atoms = (
+            list(itertools.chain(old, *(of[part][k] for part in parts)))
+            for k, old in enumerate(before)
+        )
+
     def afford(self, work):
-        self.left -= work
+        # counted, so that a program is searched as far on every machine; with what it has cost to
+        # see what can be tried
+        self.left -= work + self.tape.tried
+        self.tape.tried = 0
         self.exhaustive &= self.left > 0
         return self.left > 0
 
     def walk(self, variants):
-        # All of them in chunks; of large gradients a few rows, and the rest where these fit.
-        held = self.size - sum(np.size(self.tape.values[v]) for v in self.thin)
+        # All of them in chunks; of large gradients a few rows, and the rest where these fit. A walk
+        # goes from the last node that is met to the first, whatever comes after it.
+        below = np.cumsum([sum(self.sent(v) for v in n.operands) for n in self.tape.nodes])
         most = most_at_once(self.tape, self.right, self.thin)
         rows = int(np.clip(MEMORY // max(most, 1), 1, ROWS))
-        while chunk := list(itertools.islice(variants, rows)):
+        while self.left > 0 and (chunk := list(itertools.islice(variants, rows))):
             hits = sum(len(variant.hits) + len(variant.blocks) for variant in chunk)
-            steps = len(self.tape.nodes) + 4 * hits
-            if not self.afford(len(chunk) * held + steps * STEP):
+            starts = [max((*v.hits, *v.blocks), default=0) for v in chunk]
+            steps = 1 + max(starts) + 4 * hits
+            if not self.afford(sum(below[n] for n in starts) + steps * STEP):
                 return
             moved = differences(self.tape, self.right, chunk, self.leaves, self.thin)
             for row, variant in enumerate(chunk):
@@ -153,6 +170,10 @@ class _Search:
                     self.atoms.append((variant, sample))
                 if self.judge.fits(variant, mine, self.thin):
                     self.found += self.judged(variant) if self.thin else self.read(variant, mine)
+
+    def sent(self, v):
+        # how many numbers a walk sends back to a value
+        return 0 if self.right[v] is None or v in self.thin else self.right[v].size
 
     def judged(self, variant):
         moved = differences(self.tape, self.right, [variant], self.leaves)
