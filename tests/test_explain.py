@@ -361,3 +361,68 @@ def test_what_was_told_is_not_looked_for_again_at_another_point(monkeypatch):
         asked.clear()
         of_rule(scaled, bwd, x, s)
         assert asked == wrong
+
+
+POOLS = {
+    "maxima": lambda x: jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 3, 3), (1, 2, 2), "VALID"
+    ),
+    "sums": lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3), (1, 2, 2), "VALID"),
+    "a convolution": lambda x: jax.lax.conv(x[:, None], np.ones((1, 1, 3, 3)), (2, 2), "VALID")[
+        :, 0
+    ],
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_windows_that_overwrite_where_they_overlap_are_named(name):
+    pool, x = POOLS[name], rng.normal(size=(2, 5, 7))
+
+    def overwrites(args, dz):
+        (x,) = args
+        dx = np.zeros_like(x)
+        for i, j in np.ndindex(2, 3):
+            (one,) = jax.vjp(pool, x)[1](dz * (np.arange(6).reshape(2, 3) == 3 * i + j))
+            window = slice(None), slice(2 * i, 2 * i + 3), slice(2 * j, 2 * j + 3)
+            dx[window] = one[window]
+        return (dx,)
+
+    found = of_rule(pool, overwrites, x)["dx"]
+    assert found.mistakes == ("overwritten",) and "the last overwrites" in found.words
+
+
+def test_a_factor_that_is_applied_at_the_wrong_end_is_named_and_counts_are_no_masks():
+    tail, head = np.array([0, 0, 0, 1, 2, 2, 3, 1]), np.array([1, 2, 3, 2, 0, 3, 2, 0])
+    incoming = np.bincount(head)[:, None]
+
+    def average(x):
+        return jnp.zeros_like(x).at[head].add(x[tail]) / incoming
+
+    def divided_last(args, dz):
+        return (np.zeros((4, 3)) + jnp.zeros((4, 3)).at[tail].add(dz[head]) / incoming,)
+
+    def not_divided(args, dz):
+        return (jnp.zeros((4, 3)).at[tail].add(dz[head]),)
+
+    x = rng.normal(size=(4, 3))
+    found = of_rule(average, divided_last, x)["dx"]
+    assert "scale" in found.mistakes and "end of the way back, to dx" in found.words
+    found = of_rule(average, not_divided, x)["dx"]
+    assert "local factor" in found.mistakes and "mask" not in found.words
+
+
+@pytest.mark.parametrize(("times", "says"), [(0, "is left out"), (-1, "has the wrong sign")])
+def test_the_two_factors_of_a_square_are_one_path_and_a_path_by_its_name_is_all(times, says):
+    p = rng.normal(size=(4, 5))
+    p = (p - p.mean(1, keepdims=True)) / p.std(1, keepdims=True)
+
+    def correlation(x):
+        c = x - x.mean(axis=1, keepdims=True)
+        return (c / jnp.sqrt((c * c).mean(axis=1, keepdims=True)) * p).mean(axis=1)
+
+    def bwd(args, d):
+        u, r = args[0] - args[0].mean(1, keepdims=True), 1 / args[0].std(1, keepdims=True)
+        return (r / 5 * d[:, None] * (p - times * r * u * (p * r * u).mean(1, keepdims=True)),)
+
+    found = of_rule(correlation, bwd, rng.normal(size=(4, 5)))["dx"]
+    assert found.words.endswith(f"the path through the variance {says}")

@@ -1234,3 +1234,46 @@ def backward_passes_of_a_search(times):
 def test_the_search_grows_no_faster_than_the_program():
     few, many = map(backward_passes_of_a_search, (4, 12))
     assert many <= 3.2 * few
+
+
+TIES = {
+    "maxima of windows": (
+        lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3), (1, 3), "VALID"),
+        np.array([[2.0, 2.0, 2.0, 1.0, 5.0, 0.0], [3.0, 1.0, 3.0, 4.0, 4.0, 4.0]]),
+    ),
+    "the two largest": (
+        lambda x: jax.lax.top_k(x, 2)[0],
+        np.array([[2.0, 5.0, 5.0, 5.0, 1.0], [1.0, 0.0, 3.0, 3.0, 3.0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_where_three_are_equal_the_right_rule_is_right_and_a_wrong_one_is_wrong(name):
+    f, x = TIES[name]
+
+    def bwd(x, dz, *, times):
+        return (times * jax.vjp(f, x)[1](dz)[0],)
+
+    report = check_rule(f, lambda x: (f(x), x), partial(bwd, times=1), x)
+    assert "at a kink, where the slope is a choice" in report[0].words
+    with pytest.raises(GradientMismatch) as mismatch:
+        check_rule(f, lambda x: (f(x), x), partial(bwd, times=2), x)
+    assert mismatch.value.report[0].mistakes == ("factor",)
+
+
+def test_a_derivative_of_its_own_is_seen_where_entries_are_equal():
+    @jax.custom_jvp
+    def largest(x):
+        return jax.lax.top_k(x, 2)[0]
+
+    @largest.defjvp
+    def jvp(primals, tangents):
+        z, dz = jax.jvp(lambda x: jax.lax.top_k(x, 2)[0], primals, tangents)
+        return z, 3 * dz
+
+    def bwd(x, dz):
+        return jax.vjp(largest, x)[1](dz)
+
+    with pytest.raises(GradientMismatch, match="has a part of f a derivative of its own"):
+        check_rule(largest, lambda x: (largest(x), x), bwd, TIES["the two largest"][1])

@@ -157,6 +157,10 @@ EXACT = {
 }
 JUMPS = {"ceil", "floor", "rem", "round", "sign"}
 
+# Operations that send each number where the largest entry of another operand stands: that operand,
+# which stays as it was, since otherwise a tie would go to another entry.
+CHOOSING = {"select_and_scatter_add": 1, "select_and_gather_add": 1}
+
 # Functions whose values add up with others to 1 or to 0: a hand may write p - 1 for -(1 - p), and
 # so has the last digits of 1 where JAX has those of a small number.
 SATURATING = {"erf", "erfc", "exp", "exp2", "expm1", "logistic", "tanh"}
@@ -217,7 +221,11 @@ class _Otherwise:
         return was, moved + move.astype(moved.dtype)
 
     def bind(self, eqn, operands):
-        name, sides = eqn.primitive.name, [_side(operands, k) for k in (0, 1)]
+        name = eqn.primitive.name
+        if name in CHOOSING:
+            k = CHOOSING[name]
+            operands = [*operands[:k], *_side(operands[k : k + 1], 0), *operands[k + 1 :]]
+        sides = [_side(operands, k) for k in (0, 1)]
         if name == "scan":
             return self.scan(eqn, operands)
         if name in INNER:

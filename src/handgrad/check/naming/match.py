@@ -17,7 +17,7 @@ import numpy as np
 
 from handgrad.check.naming.edits import edits, gradients
 from handgrad.check.naming.loops import loops
-from handgrad.check.naming.others import crossed, elsewhere, rerouted, skipped
+from handgrad.check.naming.others import crossed, elsewhere, moved, rerouted, skipped
 from handgrad.check.naming.replacements import (
     of_axes,
     of_operation,
@@ -27,7 +27,7 @@ from handgrad.check.naming.replacements import (
 )
 from handgrad.check.naming.slopes import bypassed, of_regions, of_slope, once_more
 from handgrad.check.naming.tape import Tape, numbers
-from handgrad.check.naming.uses import overwritten, permuted
+from handgrad.check.naming.uses import overlapping, overwritten, permuted
 from handgrad.check.naming.walk import backward, differences, most_at_once
 from handgrad.check.naming.words import INNER, sentence
 
@@ -54,7 +54,7 @@ def _of_axes(tape, right):
 FAMILIES = (
     (_operations, loops, bypassed, of_regions, overwritten, permuted),
     (elsewhere,),
-    (_of_axes, over_more_axes, once_more, crossed, skipped),
+    (_of_axes, over_more_axes, once_more, crossed, skipped, overlapping, moved),
     (rerouted,),
 )
 LAST = _operations, _of_axes
@@ -125,9 +125,12 @@ class _Search:
                 self.edit(edits(self.tape, self.right))
                 if not self.judge.settled(self.found):
                     self.pair()
-        best = [
-            r._replace(words=sentence(self.tape, r.words, self.names)) for r in _best(self.found)
-        ]
+        best = _best(self.found)
+        if best and best[0].whole and best[0].rank == 0 and best[0].names[0].endswith(" path"):
+            # A path with a name of its own that is left out, or has the wrong sign, is likelier by
+            # far than what would come to the same.
+            best = [r for r in best if r.rank == 0 or {*r.places} - {*best[0].places}]
+        best = [r._replace(words=sentence(self.tape, r.words, self.names)) for r in best]
         return Search([r for r in best if INNER not in r.words], self.exhaustive)
 
     def family(self, parts):

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from handgrad.check.naming.local import forward
-from handgrad.check.naming.replacements import Variant, at_all, paths, replacing, sites
+from handgrad.check.naming.replacements import Variant, at_all, is_live, paths, replacing, sites
 
 NEAR = 30  # arrays that may stand for one, the nearest
 PEERS = 10  # operations that may read each other's array
@@ -77,6 +77,46 @@ def skipped(tape, right):
                         hits[m] = partial(_reading, j=j, u=tape.values[u])
             if fits and len(hits) > len(nodes):
                 yield Variant(names, words, site, hits, rank=3)
+
+
+def moved(tape, right):
+    """A factor is applied at the other end of the way back, where an argument is read, not here."""
+    names = ("scale", "local factor", "operand")
+    for site, nodes in sites(tape, right):
+        node = tape.nodes[nodes[0]]
+        live = paths(tape, nodes)
+        if node.op.name not in ("mul", "div") or len(live) != 1 or len(nodes) > 1:
+            continue
+        (k,), u = live, node.operands[1 - live[0]]
+        factor = tape.values[u]
+        if u in tape.literals or np.size(factor) < 2 or (node.op.name == "div" and k):
+            continue
+        factor = factor if node.op.name == "mul" else 1 / factor
+        for v in tape.inputs:
+            if right[v] is None or not _fits(factor, right[v]):
+                continue
+            hits = {
+                n: partial(_scaled, i=i, factor=factor)
+                for n, i in tape.uses.get(v, ())
+                if is_live(tape, right, n)
+            }
+            if nodes[0] in hits:
+                continue
+            hits[nodes[0]] = replacing(k, lambda met: met.ds[0])
+            words = f"the factor is applied at the end of the way back, to d{{{v}}}, not here"
+            yield Variant(names, words, site, hits, rank=3)
+
+
+def _fits(factor, x):
+    # whether it may multiply an array without making it larger
+    try:
+        return np.broadcast_shapes(np.shape(factor), x.shape) == x.shape
+    except ValueError:
+        return False
+
+
+def _scaled(met, i, factor):
+    return [b * factor if k == i else b for k, b in enumerate(met.back)]
 
 
 def crossed(tape, right):

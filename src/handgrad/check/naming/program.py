@@ -58,6 +58,20 @@ class Program:
                 those.update(kinds)
         return False
 
+    def compares(self, variable):
+        """Whether the integers in a variable are compared, as lengths are, or are truth values.
+
+        Others, such as counts, are numbers that are reckoned with.
+        """
+        jaxpr, those = self.closed.jaxpr, {variable}
+        for eqn in jaxpr.eqns:
+            if any(v in those for v in eqn.invars if not isinstance(v, Literal)):
+                if any(jnp.issubdtype(v.aval.dtype, jnp.bool_) for v in (*eqn.outvars, *those)):
+                    return True
+                kinds = (v for v in eqn.outvars if not jnp.issubdtype(v.aval.dtype, jnp.inexact))
+                those.update(kinds)
+        return False
+
     def run(self, args, discrete):
         """Its value at other arguments, and with others of the arrays that it closes over.
 

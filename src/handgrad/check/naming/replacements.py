@@ -83,17 +83,30 @@ def of_sites(tape, right, *families):
 
 def of_path(tape, right, site, nodes):
     """Nothing is sent back along a path, or with the wrong sign."""
-    for i in paths(tape, nodes):
+    for which in _twins(tape, nodes):
+        i = min(which)
         names, words = _of_kind(tape, nodes, i)
         rank = 1 if names == ("branch",) else 0  # what has a name of its own says more
-        drop = without({i})
+        drop = without(which)
         yield Variant(names, words, site, at_all(nodes, drop), free="path", rank=rank)
         if "carry" in names:  # all the same, what arrived from before the loop may be sent there
             inside = [n for n in nodes if _recurs(tape, nodes, n, i)]
             yield Variant(names, words, site, at_all(inside, drop), free="path", rank=rank)
         if len(nodes) > 1:  # along a loop the changes multiply, so that no multiple of one tells
-            turn = replacing(i, lambda met, i=i: None if met.back[i] is None else -met.back[i])
+            turn = partial(_signed, which=which)
             yield Variant(("sign",), f"{words} has the wrong sign", site, at_all(nodes, turn))
+
+
+def _twins(tape, nodes):
+    # the paths; those of a factor that is multiplied by itself are one to the reader
+    if tape.nodes[nodes[0]].op.name == "mul":
+        if all(len(set(tape.nodes[n].operands)) == 1 for n in nodes):
+            return [{0, 1}]
+    return [{i} for i in paths(tape, nodes)]
+
+
+def _signed(met, which):
+    return [-b if k in which and b is not None else b for k, b in enumerate(met.back)]
 
 
 def _of_kind(tape, nodes, i):

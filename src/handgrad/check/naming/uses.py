@@ -103,6 +103,62 @@ def _masked(met, mask):
     return met.again([met.ds[0] * mask])
 
 
+def overlapping(tape, right):
+    """Where the windows of a pooling or of a convolution overlap, one overwrites the others."""
+    for site, nodes in sites(tape, right):
+        node = tape.nodes[nodes[0]]
+        x, o = node.operands[0], node.results[0]
+        axes = _windows(node.op, *map(np.shape, (*tape.operands(node), tape.values[o])))
+        if not tape.active[x] or len(nodes) > 1 or all(w <= s for _, _, w, s, _ in axes):
+            continue
+        for first in (False, True):
+            change = partial(_one_window, axes=axes, first=first)
+            words = (
+                f"where windows overlap, the {'first' if first else 'last'} overwrites the others"
+            )
+            yield Variant(("overwritten",), words, site, at_all(nodes, change), rank=2)
+
+
+def _windows(op, x, *others):
+    # (axis of x, axis of the result, length, stride, padding) for each axis that windows run along
+    if op.name.startswith("reduce_window_"):
+        p, every = op.params, range(len(x))
+        dilations = *p["base_dilation"], *p["window_dilation"]
+        ends = every, every
+        sizes = p["window_dimensions"], p["window_strides"], p["padding"]
+    elif op.name == "conv_general_dilated":
+        p, numbers = op.params, op.params["dimension_numbers"]
+        dilations = *p["lhs_dilation"], *p["rhs_dilation"]
+        ends = numbers.lhs_spec[2:], numbers.out_spec[2:]
+        kernel = [others[0][a] for a in numbers.rhs_spec[2:]]
+        sizes = kernel, p["window_strides"], p["padding"]
+    else:
+        return []
+    found = zip(*ends, *sizes, strict=True)
+    return [] if {*dilations} - {1} else [(*axis, low) for *axis, (low, _) in found]
+
+
+def _one_window(met, axes, first):
+    # Windows whose numbers differ by enough do not overlap, so that what several of them send back
+    # is told apart. The windows that cover an entry are the same along each axis by itself.
+    d, whole = met.ds[0], 0.0
+    counts = [-(-w // s) for _, _, w, s, _ in axes]
+    for group in itertools.product(*map(range, counts)):
+        sent, kept = d, 1.0
+        for (at, to, w, s, low), k, count in zip(axes, group, counts, strict=True):
+            many, places = d.shape[to + 1], np.arange(met.operands[0].shape[at]) + low
+            number = -(-(places - w + 1) // s) if first else places // s
+            mine = np.clip(number, 0, many - 1) % count == k
+            sent = sent * _along(np.arange(many) % count == k, to, d.ndim - 1)
+            kept = kept * _along(mine, at, met.operands[0].ndim)
+        whole = whole + met.again([sent])[0] * kept
+    return [whole, *met.back[1:]]
+
+
+def _along(mask, axis, ndim):
+    return mask.reshape([-1 if a == axis else 1 for a in range(ndim)])
+
+
 def permuted(tape, right):
     """The parts of a value that was split, such as a recurrent cell's gates, in another order."""
     names, words = ("exchanged", "permuted"), "the parts are put together in another order"

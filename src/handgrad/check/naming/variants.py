@@ -133,6 +133,8 @@ class Suspects:
     def discrete(self):
         """The arrays of ids, labels and masks: pairs of one, and whether it picks entries.
 
+        One that neither picks entries nor is compared, such as an array of counts, is none.
+
         They stand in the order of the leaves of again().at.others, None for what is neither.
         """
         jaxpr, before = self.program().closed.jaxpr, len(jax.tree.leaves(self.at.floats))
@@ -141,9 +143,11 @@ class Suspects:
             *jaxpr.invars[before : before + given],
             *(jaxpr.constvars[k] for k in self.program().discrete()),
         ]
-        leaves = jax.tree.leaves(self.again().at.others)
+        leaves, program = jax.tree.leaves(self.again().at.others), self.program()
         return [
-            (np.asarray(y), self.program().picks(v)) if is_discrete(y) else None
+            (np.asarray(y), program.picks(v))
+            if is_discrete(y) and (program.picks(v) or program.compares(v))
+            else None
             for y, v in zip(leaves, variables, strict=True)
         ]
 
