@@ -99,9 +99,9 @@ def of_path(tape, right, site, nodes):
 
 def _twins(tape, nodes):
     # the paths; those of a factor that is multiplied by itself are one to the reader
-    if tape.nodes[nodes[0]].op.name == "mul":
-        if all(len(set(tape.nodes[n].operands)) == 1 for n in nodes):
-            return [{0, 1}]
+    product = tape.nodes[nodes[0]].op.name == "mul"
+    if product and all(len(set(tape.nodes[n].operands)) == 1 for n in nodes):
+        return [{0, 1}]
     return [{i} for i in paths(tape, nodes)]
 
 
