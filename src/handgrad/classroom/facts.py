@@ -187,7 +187,7 @@ def factored(size, letters):
     """A size as a number times letters: 286 is (2, ("N", "k"))."""
     found = []
     for length, letter in letters.items():
-        while length > 1 and size % length == 0:
+        while size and length > 1 and size % length == 0:
             size, found = size // length, [*found, letter]
     return size, tuple(sorted(found, key=lambda letter: letter != "N"))  # examples are named first
 
