@@ -2,7 +2,8 @@
 
 Every row of weights P is a softmax of its own, so the way back goes row by row, (16.10). Query t
 and key s stand at the places t and s, both counted from 0. A query that sees no key has an empty
-sum: its output is 0, and so are the gradients that come through it; no other row notices.
+sum: its output is 0, and so are the gradients that come through it; no other row notices. Hidden
+keys and values have to be finite all the same: they are multiplied by 0, and 0 times NaN is NaN.
 
 All is computed in the dtype of the arguments, where jax.nn.dot_product_attention takes its softmax
 in float32. The slope of a softcap loses digits as a score nears the cap, as it does in
@@ -42,7 +43,7 @@ def attention(
 
     Raises:
         TypeError: an argument is not a float array, or the shapes don't fit.
-        ValueError: d is 0, window is below 1, or softcap is not positive.
+        ValueError: d is 0, window is below 1, or softcap is not a positive finite number.
 
     """
     seen = _seen(_places(q), k, causal, window)
@@ -51,7 +52,7 @@ def attention(
 
 
 def attention_fwd(q, k, v, *, causal=False, window=None, softcap=None):
-    """O, and the residuals (q, k, v, P, slope): of the softcap, where there is one, else None."""
+    """O, and the residuals (q, k, v, P, slope). The slope is that of the softcap, or None."""
     seen = _seen(_places(q), k, causal, window)
     z, slope = _capped(_scores(q, k), softcap)
     P = _weights(z, seen)
@@ -98,7 +99,7 @@ def alibi_attention(
 
     Raises:
         TypeError: an argument is not a float array, or the shapes don't fit.
-        ValueError: d is 0, or slope has another length than the axis of heads.
+        ValueError: d is 0, or slope is not finite, or has another length than the axis of heads.
 
     """
     return _mean_of(_biased_weights(q, k, slope), v)
@@ -121,7 +122,7 @@ def alibi_attention_bwd(
     *,
     slope,
 ):
-    """(dq, dk, dv), as if no bias were there: it is a constant, and P knows of it."""
+    """(dq, dk, dv), as if no bias were there: it is a constant, and P already includes it."""
     q, k, v, P = residuals
     dv = jnp.einsum("...ts,...te->...se", P, do)  # (16.8)
     dP = jnp.einsum("...te,...se->...ts", do, v)  # (16.9)
@@ -193,7 +194,7 @@ def rotary(
 
     Raises:
         TypeError: x is not a float array of at least two axes.
-        ValueError: d is odd, or base is not positive.
+        ValueError: d is odd, or base is not a positive finite number.
 
     """
     return _turned(x, base, 1)
@@ -229,7 +230,7 @@ def multi_head_attention(
 
     Raises:
         TypeError: an argument is not a float array, or the shapes don't fit.
-        ValueError: heads does not divide d.
+        ValueError: heads does not divide d, or d is 0.
 
     """
     q, k, v = _queries_keys_values(linear(x, Wqkv, bqkv), heads)
@@ -304,7 +305,7 @@ def _seen(t, k, causal, window=None):
 
 
 def _capped(z, softcap):
-    # the scores below their cap, and the slope that leads there
+    # the scores after the cap, and the slope of the cap, (16.15)
     if softcap is None:
         return z, None
     if not 0 < softcap < math.inf:
@@ -314,6 +315,8 @@ def _capped(z, softcap):
 
 
 def _biased_weights(q, k, slope):
+    if not np.all(np.isfinite(slope)):
+        raise ValueError(f"slope: expected finite numbers; got {slope}")
     if isinstance(slope, tuple):
         if q.shape[:-2][-1:] != (len(slope),):
             raise ValueError(
@@ -322,8 +325,9 @@ def _biased_weights(q, k, slope):
             )
         slope = np.reshape(slope, (-1, 1, 1))
     distance = _places(q)[:, None] - jnp.arange(k.shape[-2])
-    bias = jnp.asarray(slope, q.dtype) * distance.astype(q.dtype)
-    return _weights(_scores(q, k) - bias, distance >= 0)
+    z = _scores(q, k)
+    bias = jnp.asarray(slope, z.dtype) * distance.astype(z.dtype)
+    return _weights(z - bias, distance >= 0)
 
 
 def _places(q, k=None):
@@ -346,6 +350,7 @@ def _stacked(q, k):
 
 
 def _turned(x, base, way):
+    x = jnp.asarray(x)
     T, d = x.shape[-2:]
     if d % 2:
         raise ValueError(f"x: expected an even number of features; got the shape {x.shape}")

@@ -9,8 +9,9 @@ neighbouring factors are formed on the way. Where one of them overflows (|a| > 1
 the states behind it may be inf or NaN, even if a loop, step by step, stays finite. With |a| <= 1
 none can overflow. No step at all, T = 0, gives no output and gradients of 0.
 
-No state is kept for the way back, unless it is the output. The delta rule undoes its steps one by
-one; the others make their states again from their inputs.
+No state is kept for the way back, unless it is the output. The delta rule, whose factors are
+matrices, is a loop: it keeps its last state and undoes its steps one by one. The others make their
+states again from their inputs.
 """
 
 from functools import partial
@@ -41,7 +42,7 @@ def linear_recurrence(
 def linear_recurrence_fwd(a, b, h0):
     """h, and the residuals (a, h0, h): inputs and output."""
     h = linear_recurrence(a, b, h0)
-    return h, (a, h0, h)
+    return h, (a, jnp.asarray(h0), h)
 
 
 def linear_recurrence_bwd(
@@ -148,7 +149,8 @@ def selective_scan(
     """y_t = H_t C_t + D x_t, with H_t = exp(dt_t A) H_{t-1} + (dt_t x_t) B_t^T, (15.14).
 
     The states H_t are (d, n), and exp acts on each entry of dt_ti A_ij. A < 0 and dt > 0 keep its
-    values below 1. Gu and Dao 2023, section 3.2, algorithm 2.
+    values below 1. Gu and Dao 2023, section 3.2, algorithm 2; the summand is that of their code,
+    without the factor (exp(dt A) - 1) / (dt A) of their equation (4).
 
     Raises:
         TypeError: an argument is not a float array, or the shapes do not fit.
@@ -197,8 +199,9 @@ def delta_rule(
 
     That is, S_t = S_{t-1} + beta_t k_t u_t^T with the error u_t = v_t - S_{t-1}^T k_t. Where
     beta_t |k_t|^2 is outside [0, 2] the state can grow at every step. The way back undoes the steps
-    one by one, S_{t-1} = S_t - beta_t k_t u_t^T, (15.26): where the state has been much larger, a
-    small one loses digits. Yang and others 2024, section 2.2.
+    one by one, S_{t-1} = S_t - beta_t k_t u_t^T, (15.26): where a later state is much larger, an
+    earlier small one loses digits, with beta_t |k_t|^2 in [0, 2] too, if later values are much
+    larger. Yang and others 2024, section 2.2.
 
     Raises:
         TypeError: an argument is not a float array, or the shapes do not fit.

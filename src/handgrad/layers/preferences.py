@@ -19,13 +19,13 @@ from handgrad.layers.losses import _require
 def info_nce(
     a: Float[ArrayLike, "N d"], b: Float[ArrayLike, "N d"], *, temperature: float | int
 ) -> Float[ArrayLike, " N"]:
-    """l_i, minus the log-probability that a_i finds b_i and b_i finds a_i, (20.5): the mean of two.
+    """l_i, (20.5): the mean of two surprises, that a_i finds its b_i and that b_i finds its a_i.
 
     Row i of a (N, d) and row i of b (N, d) belong together, and S = a b^T / temperature has their
     scores, (20.4). The rows are taken as they are: l2_normalize makes them directions, as in CLIP.
     A single pair has nothing to be told from: its loss is 0. No pairs give no losses.
 
-    van den Oord, Li and Vinyals 2018, equation 4; in both directions Radford and others 2021,
+    van den Oord, Li and Vinyals 2018, section 2.3; in both directions Radford and others 2021,
     figure 3. optax.losses.ntxent tells a_i from the other rows of a, too, (20.9).
 
     Raises:
@@ -68,7 +68,7 @@ def dpo(
     """l = log(1 + exp(-beta m)), (20.10): m is by how much more the policy prefers what was chosen.
 
     m = (chosen - rejected) - (reference_chosen - reference_rejected), of the log-probabilities of
-    whole answers, under the policy and under the reference. Rafailov and others 2023, equation 7.
+    whole answers, under the policy and under the reference. Rafailov and others 2023, section 4.
 
     Raises:
         TypeError: an argument is not a float array, or the shapes differ.
@@ -105,8 +105,8 @@ def ppo_clip(
     """l = -min(rho A, clip(rho, 1 - clip, 1 + clip) A), (20.14), for the advantage A of each token.
 
     rho = exp(log_p - log_p_old). It is held from above where A >= 0, from below where A < 0; that
-    is the same, (20.15), and an infinite rho times A = 0 is 0. Schulman and others 2017, equation
-    7, with the sign of a loss.
+    is the same, (20.15), and an infinite rho times A = 0 is 0. Schulman and others 2017, section
+    3, with the sign of a loss.
 
     Raises:
         TypeError: an argument is not a float array, or the shapes differ.
@@ -151,8 +151,8 @@ def grpo(
     """l = ppo_clip + beta (exp(r) - 1 - r), (20.20), with r = log_p_reference - log_p, per token.
 
     The second term is the k3 estimator of the divergence from the reference, (20.19). With beta = 0
-    it is ppo_clip, whatever the reference. Shao and others 2024, equations 3 and 4; the advantage
-    comes from a group of answers, (20.24).
+    it is ppo_clip, whatever the reference. Shao and others 2024, section 4; the advantage comes
+    from a group of answers, (20.24).
 
     Raises:
         TypeError: an argument is not a float array, or the shapes differ.
