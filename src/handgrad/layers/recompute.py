@@ -5,7 +5,9 @@ On the way back they are made again, and L, the log-sum-exp of each row, turns t
 (17.9). A last tile that would stick out is moved back until it fits, and what an earlier tile has
 met already is masked.
 
-Sums over tiles are taken in float32 at least, whatever the dtype of the arguments.
+Sums over tiles are taken in float32 at least, whatever the dtype of the arguments. But O is kept in
+their dtype, and delta, (17.13), is made from it: in bfloat16 or float16 dq and dk lose digits where
+the values are much alike. L is rounded, so weights made from it have an error of |L| eps.
 """
 
 import math
@@ -73,7 +75,7 @@ def flash_attention_bwd(
         ks, vs = (_cut(a, corner[1], block) for a in (k, v))
         P = jnp.exp(_scores(q, k, corner, causal, block) - Lt)  # (17.9)
         dP = jnp.einsum("...te,...se->...ts", dot, vs)  # (17.11)
-        dZ = P * (dP - dt) * _scale(q)  # (17.12)
+        dZ = P * (dP - dt) * _scale(q)  # (17.12), with the factor of (17.14) and (17.15)
         dq = _add(dq, corner[0], jnp.einsum("...ts,...sd->...td", dZ, ks))  # (17.14)
         dk = _add(dk, corner[1], jnp.einsum("...ts,...td->...sd", dZ, qt))  # (17.15)
         dv = _add(dv, corner[1], jnp.einsum("...ts,...te->...se", P, dot))  # (17.10)
@@ -148,7 +150,7 @@ def _attended(q, k, v, causal, block):
         pairs = zip(state, known, strict=True)
         return [_paste(a, corner[0], rows) for a, rows in pairs], None
 
-    state, _ = lax.scan(tile, _nothing(q, v), _corners(q, k, causal, block))
+    state, _ = lax.scan(tile, _nothing(q, k, v), _corners(q, k, causal, block))
     L, o = _finished(*state)
     return o.astype(jnp.result_type(q, k, v)), L
 
@@ -167,7 +169,7 @@ def _surprised(x, W, V, y, chunk):
         z_y = z_y + jnp.where(is_label, z, 0).sum(axis=-1, keepdims=True)
         return [*_joined(*state, z, _cut(V, first, chunk)), z_y], None
 
-    state = _nothing(x, V)
+    state = _nothing(x, W, V)
     state, _ = lax.scan(part, [*state, jnp.zeros_like(state[1])], _firsts(len(W), chunk, "chunk"))
     m, n, a, z_y = state
     exists = (y >= 0) & (y < len(W))
@@ -177,9 +179,9 @@ def _surprised(x, W, V, y, chunk):
     return loss[..., 0].astype(jnp.result_type(x, W)), L, mean
 
 
-def _nothing(q, v):
+def _nothing(q, k, v):
     # m, n and a of (17.5), of no keys
-    dtype = jnp.result_type(q, v, jnp.float32)
+    dtype = jnp.result_type(q, k, v, jnp.float32)
     rows = q.shape[:-1]
     m = jnp.full((*rows, 1), jnp.finfo(dtype).min, dtype)  # finite: -inf minus -inf would be NaN
     return [m, jnp.zeros_like(m), jnp.zeros((*rows, v.shape[-1]), dtype)]
@@ -242,7 +244,7 @@ def _places(length, first, size):
 
 
 def _paste(a, first, rows):
-    return lax.dynamic_update_slice_in_dim(a, rows, first, axis=-2)
+    return lax.dynamic_update_slice_in_dim(a, rows.astype(a.dtype), first, axis=-2)
 
 
 def _add(a, first, rows):

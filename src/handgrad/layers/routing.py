@@ -2,7 +2,8 @@
 
 Which experts a token is sent to is a list of integers, and has no gradient. The weights that their
 outputs get are a softmax of the logits of the chosen, and have one. Of equal logits the first comes
-first, as in jax.lax.top_k; there the choice jumps, and the output with it.
+first, as in jax.lax.top_k (which puts 0.0 before -0.0). There the choice jumps, and in general so
+does the output.
 
 Each token gathers the matrices of its experts, and on the way back each expert adds up what its
 tokens send. So the mathematics is easy to see, and tokens times k matrices stand in memory for a
@@ -14,6 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
+from handgrad.layers.activations import relu
 from handgrad.layers.softmax_cross_entropy import softmax
 
 
@@ -28,8 +30,9 @@ def mixture_of_experts(
     """y = sum_j p_j W2_s relu(W1_s x) with s = s_j, (18.3): tokens x (*batch, d) -> y (*batch, c).
 
     The router has the logits z = Wg x, s_j is the expert with the j-th largest, and the weights p
-    are the softmax of these k logits. With k = 1 the weight is 1, and Wg gets no gradient. Shazeer
-    and others 2017, section 2.1, without noise; Jiang and others 2024, section 2.1.
+    are the softmax of these k logits. With k = 1 the weight is 1, and Wg gets no gradient. The
+    slope of relu at 0 is taken to be 0. Shazeer and others 2017, section 2.1, without noise; Jiang
+    and others 2024, section 2.1.
 
     Raises:
         TypeError: an argument is not a float array, or the sizes E, d, h don't fit.
@@ -114,7 +117,7 @@ def _routed(x, Wg, W1, W2, k):
     z = x @ jnp.asarray(Wg).T
     s = _choice(z, k)
     p = softmax(jnp.take_along_axis(z, s, axis=-1))
-    a = jnp.maximum(jnp.einsum("...jhd,...d->...jh", _of(s, W1), x), 0)
+    a = relu(jnp.einsum("...jhd,...d->...jh", _of(s, W1), x))  # the slope at 0 is 0, as in bwd
     y = jnp.einsum("...j,...jch,...jh->...c", p, _of(s, W2), a)
     return y, s, p, a
 
