@@ -33,7 +33,7 @@ def pages(path):
 
 def bare(tex):
     """TeX without what only spaces and aligns it."""
-    return re.sub(r"\s|\\,|&|\\left|\\right", "", tex.replace("&&", r"\qquad"))
+    return re.sub(r"\s|\\[,;]|&|\\left|\\right", "", tex.replace("&&", r"\qquad"))
 
 
 @functools.cache
@@ -150,7 +150,7 @@ def test_each_differentiable_argument_has_one_gradient(row):
 @each_row
 def test_a_gradient_is_what_the_notebook_derives_under_its_number(row):
     for name, formula in row.gradients.items():
-        assert re.match(r"d[A-Za-z\\]+(_.)? = ", formula)
+        assert re.match(r"d[A-Za-z\\ ]+(_\w|_\{.*\})? = ", formula)
         left, _, right = bare(formula).partition("=")
         derived = equations()[facts.equations(row)[name]]
         assert left + "=" in derived, name

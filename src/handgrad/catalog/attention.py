@@ -169,7 +169,8 @@ ROWS = (
         },
         _groups,
         same_as=_head_by_head,
-        where=r"sums over the heads $i$ that read head $j$; $P_i$ and $dZ_i$ as in attention",
+        where=r"sums over the heads $i$ that read head $j$; $P_i$ and $dZ_i$ as in attention, with "
+        r"$dP_i = dO_i\,V_j^\top$",
     ),
     Row(
         rotary,
@@ -183,7 +184,7 @@ ROWS = (
         multi_head_attention,
         r"z = W_o\,a + b_o, \quad a = \operatorname{attention}(u), \quad u = W x + b",
         {
-            "x": r"dx = W^\top du",
+            "x": r"dx_t = W^\top du_t",
             "Wqkv": r"dW = \sum_t du_t\,x_t^\top",
             "bqkv": r"db = \sum_t du_t",
             "Wo": r"dW_o = \sum_t dz_t\,a_t^\top",

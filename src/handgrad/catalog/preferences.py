@@ -96,7 +96,7 @@ def _penalised(log_p, log_p_old, log_p_reference, advantage, *, clip=0.2, beta):
 
 
 HELD = r"\hat\rho = \min(\rho, 1 + c) \text{ if } A \ge 0, \text{ else } \max(\rho, 1 - c)"
-OLD = r"d\log p' = A\,\hat\rho\,[\hat\rho = \rho] \odot dl"
+SLOPE = r"where $\hat\rho = \rho$, else 0 (half at the kink)"
 
 ROWS = (
     Row(
@@ -105,51 +105,51 @@ ROWS = (
         r" - S_{ii}",
         {
             "a": r"da = \tfrac1\tau\,dS\,b",
-            "b": r"db = \tfrac1\tau\,dS^T a",
+            "b": r"db = \tfrac1\tau\,dS^\top a",
         },
         _pairs,
         same_as=_both_ways,
-        where=r"$S = a b^T / \tau$; $dS = \tfrac12 (\mathrm{diag}(dl)\,P + Q\,\mathrm{diag}(dl))"
+        where=r"$S = a b^\top / \tau$; $dS = \tfrac12 (\mathrm{diag}(dl)\,P + Q\,\mathrm{diag}(dl))"
         r" - \mathrm{diag}(dl)$, with $P$ the softmax of the rows of $S$, and $Q$ of its columns",
     ),
     Row(
         dpo,
         r"l = \log(1 + e^{-\beta m})",
         {
-            "chosen": r"dc = -\beta\,(1 - e^{-l}) \odot dl",
-            "rejected": r"dr = -dc",
-            "reference_chosen": r"dc' = -dc",
-            "reference_rejected": r"dr' = dc",
+            "chosen": r"d\log p_{\text{chosen}} = -\beta\,(1 - e^{-l})\,dl",
+            "rejected": r"d\log p_{\text{rejected}} = -dm",
+            "reference_chosen": r"d\log p_{\text{ref, chosen}} = -dm",
+            "reference_rejected": r"d\log p_{\text{ref, rejected}} = dm",
         },
         _answers,
         same_as=lambda c, r, c0, r0, *, beta: np.logaddexp(0, -beta * (c - r - c0 + r0)),
-        where=r"$m = (c - c') - (r - r')$, with $c$ and $r$ the log-probabilities of what was "
-        r"chosen and rejected, and $c'$, $r'$ the reference's",
+        where=r"$m$ is the log-ratio $\log p - \log p_{\text{ref}}$ of what was chosen less that "
+        r"of what was rejected, and $dm = -\beta\,(1 - e^{-l})\,dl$",
     ),
     Row(
         ppo_clip,
         r"l = -\min(\rho A, \mathrm{clip}(\rho, 1 - c, 1 + c)\,A)",
         {
-            "log_p": r"d\log p = -A\,\hat\rho\,[\hat\rho = \rho] \odot dl",
-            "log_p_old": OLD,
-            "advantage": r"dA = -\hat\rho \odot dl",
+            "log_p": r"d\log p = -A\,\hat\rho\,\varphi\,dl",
+            "log_p_old": r"d\log p_{\text{old}} = -d\log p",
+            "advantage": r"dA = -\hat\rho\,dl",
         },
         _clipped,
         same_as=_least,
-        where=rf"$\rho = p / p'$, with $p'$ the old policy's; ${HELD}$; at the kink half",
+        where=rf"$\rho = p / p_{{\text{{old}}}}$; ${HELD}$; $\varphi = 1$ {SLOPE}",
     ),
     Row(
         grpo,
         r"l = \mathrm{ppo} + \beta\,(e^r - 1 - r)",
         {
-            "log_p": r"d\log p = (-A\,\hat\rho\,[\hat\rho = \rho] - \beta (e^r - 1)) \odot dl",
-            "log_p_old": OLD,
-            "log_p_reference": r"d\log p'' = \beta (e^r - 1) \odot dl",
-            "advantage": r"dA = -\hat\rho \odot dl",
+            "log_p": r"d\log p = -A\,\hat\rho\,\varphi\,dl - dr",
+            "log_p_old": r"d\log p_{\text{old}} = A\,\hat\rho\,\varphi\,dl",
+            "log_p_reference": r"d\log p_{\text{ref}} = \beta\,(e^r - 1)\,dl",
+            "advantage": r"dA = -\hat\rho\,dl",
         },
         _with_reference,
         same_as=_penalised,
-        where=rf"$\mathrm{{ppo}}$ and $\rho$ are those of ppo\_clip; ${HELD}$; "
-        r"$r = \log p'' - \log p$, with $p''$ the reference's",
+        where=rf"$\mathrm{{ppo}}$, $\rho$ and $\varphi$ are those of ppo\_clip; ${HELD}$; "
+        r"$r = \log p_{\text{ref}} - \log p$, and $dr = \beta\,(e^r - 1)\,dl$",
     ),
 )

@@ -67,7 +67,7 @@ ROWS = (
         },
         _vocabulary,
         same_as=_of_all_logits,
-        where=r"chunk by chunk, with $p = \operatorname{softmax}(W x)$; $g = W^\top p - W_y$ is "
-        r"made on the way forward",
+        where=r"chunk by chunk, with $p = e^{W x - L}$, $L$ the log-sum-exp; $g = W^\top p - W_y$ "
+        r"is made on the way forward",
     ),
 )

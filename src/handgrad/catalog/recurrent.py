@@ -57,12 +57,12 @@ def _reset_one_by_one(x, h0, Wx, Wh, bx, bh):
 
 
 PRODUCTS = {
-    "Wx": r"dW_x = \sum_n \sum_t dp_{tn}\,x_{tn}^\top",
-    "Wh": r"dW_h = \sum_n \sum_t dp_{tn}\,h_{t-1,n}^\top",
+    "Wx": r"dW_x = \sum_t \sum_n dp_{tn}\,x_{tn}^\top",
+    "Wh": r"dW_h = \sum_t \sum_n dp_{tn}\,h_{t-1,n}^\top",
 }
 PLAIN = {
     **{"x": r"dx_t = W_x^\top dp_t", "h0": r"dh_0 = W_h^\top dp_1"},
-    **{**PRODUCTS, "b": r"db = \sum_n \sum_t dp_{tn}"},
+    **{**PRODUCTS, "b": r"db = \sum_t \sum_n dp_{tn}"},
 }
 
 ROWS = (
@@ -72,8 +72,8 @@ ROWS = (
         PLAIN,
         lambda rng: _examples(rng, gates=1, states=1, biases=1),
         same_as=_one_by_one,
-        where=r"$dp_t = (dy_t + W_h^\top dp_{t+1}) \odot (1 - h_t^2)$, from the last step to the "
-        r"first",
+        where=r"$dp_t = (dy_t + W_h^\top dp_{t+1}) \odot (1 - y_t \odot y_t)$, from the last step "
+        r"to the first",
     ),
     Row(
         lstm,
@@ -82,7 +82,8 @@ ROWS = (
         lambda rng: _examples(rng, gates=4, states=2, biases=1),
         same_as=_gated_one_by_one,
         where=r"$p_t = W_x x_t + W_h h_{t-1} + b$ holds the arguments of the four gates, and "
-        r"$dp_t$ and $dc_t$ come from the last step to the first",
+        r"$dp_t$ and $dc_t$ come from the last step to the first, made of the gates, $c_t$ and "
+        r"$y_t$",
     ),
     Row(
         gru,
@@ -92,12 +93,12 @@ ROWS = (
             "h0": r"dh_0 = z_1 \odot dh_1 + W_h^\top dq_1",
             "Wx": PRODUCTS["Wx"],
             "Wh": PRODUCTS["Wh"].replace("dp", "dq"),
-            "bx": r"db_x = \sum_n \sum_t dp_{tn}",
-            "bh": r"db_h = \sum_n \sum_t dq_{tn}",
+            "bx": r"db_x = \sum_t \sum_n dp_{tn}",
+            "bh": r"db_h = \sum_t \sum_n dq_{tn}",
         },
         lambda rng: _examples(rng, gates=3, states=1, biases=2),
         same_as=_reset_one_by_one,
         where=r"$p_t = W_x x_t + b_x$ and $q_t = W_h h_{t-1} + b_h$ meet in the gates, and $dp_t$ "
-        r"and $dq_t$ come from the last step to the first",
+        r"and $dq_t$ come from the last step to the first, made of the gates, $q_t$ and $y_t$",
     ),
 )

@@ -61,14 +61,14 @@ ROWS = (
         {
             "x": r"dx = W_g^\top dz + \sum_j W_{1 s_j}^\top dr_j",
             "Wg": r"dW_g = \sum_n dz_n\,x_n^\top",
-            "W1": r"dW_{1e} = \sum_{s_{nj} = e} dr_{nj}\,x_n^\top",
-            "W2": r"dW_{2e} = \sum_{s_{nj} = e} p_{nj}\,dy_n\,a_{nj}^\top",
+            "W1": r"dW_{1e} = \sum_{n, j:\; s_{nj} = e} dr_{nj}\,x_n^\top",
+            "W2": r"dW_{2e} = \sum_{n, j:\; s_{nj} = e} dm_{nj}\,a_{nj}^\top",
         },
         _experts,
         same_as=_token_by_token,
         where=r"$s_j$ is the expert with the $j$-th largest logit, $n$ counts tokens,"
-        r" $da_j = p_j\,W_{2 s_j}^\top dy$, $dr_j = da_j \odot [a_j > 0]$, $g_j = \langle da_j, a_j"
-        r" \rangle$, and $dz_{s_j} = g_j - p_j \sum_i g_i$, 0 elsewhere",
+        r" $dm_j = p_j\,dy$, $da_j = W_{2 s_j}^\top dm_j$, $dr_j = da_j \odot [a_j > 0]$,"
+        r" $g_j = \langle da_j, a_j \rangle$, and $dz_{s_j} = g_j - p_j \sum_i g_i$, 0 elsewhere",
     ),
     Row(
         load_balance,

@@ -80,8 +80,8 @@ def kept(row):
     known = {first: re.match(r"\w", row.formula)[0]}
     names = inspect.signature(row.f).parameters
     for name, variable in zip(names, program.jaxpr.invars, strict=False):
-        left = row.gradients.get(name, f"d{name}")
-        known.setdefault(variable, re.match(r"d(\\?[A-Za-z]+)", left)[1])
+        left = row.gradients.get(name, f"d{name} = ")
+        known.setdefault(variable, re.match(r"d(.*?)(_[ijnt])? = ", left)[1])  # dx_t: all of x
     leaves = zip(jax.tree.leaves(residuals), variables, strict=True)
     leaves = [(leaf.size, variable) for leaf, variable in leaves if leaf.size]  # else it is a shape
     unpacked = _unpacked(row)

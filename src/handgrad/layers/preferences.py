@@ -1,6 +1,7 @@
 """Preferences: losses of log-ratios.    Derivation: notebooks/20_preferences.ipynb
 
-One value a pair, or one a token; the mean is a step of its own, and which one matters: see (20.25).
+One value for each pair, or for each token. The mean is a step of its own, and there are several,
+which weigh the tokens differently: see (20.25).
 
 Each rule differentiates its function as it is written, in every argument: what a log-ratio sends to
 one of its ends it takes from the other, (20.1). An old policy or a reference is data where these
@@ -23,7 +24,7 @@ def info_nce(
 
     Row i of a (N, d) and row i of b (N, d) belong together, and S = a b^T / temperature has their
     scores, (20.4). The rows are taken as they are: l2_normalize makes them directions, as in CLIP.
-    A single pair has nothing to be told from: its loss is 0. No pairs give no losses.
+    In a single pair there is nothing to choose from: its loss is 0. No pairs give no losses.
 
     van den Oord, Li and Vinyals 2018, section 2.3; in both directions Radford and others 2021,
     figure 3. optax.losses.ntxent tells a_i from the other rows of a, too, (20.9).
@@ -156,10 +157,10 @@ def grpo(
 
     Raises:
         TypeError: an argument is not a float array, or the shapes differ.
-        ValueError: clip or beta is negative.
+        ValueError: clip is negative, or beta is negative or infinite.
 
     """
-    _require("beta", beta, "a number that is not negative", beta >= 0)
+    _require("beta", beta, "a finite number that is not negative", 0 <= beta < jnp.inf)
     loss = ppo_clip(log_p, log_p_old, advantage, clip=clip)
     r = log_p_reference - log_p
     return loss + beta * (jnp.expm1(r) - r) if beta else loss

@@ -1,9 +1,9 @@
 """Recurrent layers.    Derivation: notebooks/14_recurrent.ipynb
 
 A sequence is (T, N, d): T steps of N examples. The output y is (T, N, h), the states h_1, ..., h_T.
-On the way back one scan, from the last step to the first, carries the cotangent of the state; what
-it leaves behind at every step makes the gradients of all parameters after it, in one product each,
-(14.8). Without any step, T = 0, y has no entries and every gradient is 0.
+On the way back one scan, from the last step to the first, carries the cotangent of the state. From
+what it leaves behind at every step, the gradients of all parameters are made after it: one product
+for each matrix and one sum for each bias, (14.8). With no steps, T = 0, every gradient is 0.
 """
 
 import jax
@@ -154,10 +154,10 @@ def gru_bwd(
     dh, (dp, dq) = _gru_back(Wh, before, kept, dy)
     dx = dp @ Wx  # (14.7)
     dh0 = dh  # (14.21)
-    dWx = _rows(dp).T @ _rows(x)  # (14.8)
-    dWh = _rows(dq).T @ _rows(before)  # (14.8)
-    dbx = _rows(dp).sum(axis=0)  # (14.8)
-    dbh = _rows(dq).sum(axis=0)  # (14.8)
+    dWx = _rows(dp).T @ _rows(x)  # (14.22)
+    dWh = _rows(dq).T @ _rows(before)  # (14.22)
+    dbx = _rows(dp).sum(axis=0)  # (14.22)
+    dbh = _rows(dq).sum(axis=0)  # (14.22)
     return dx, dh0, dWx, dWh, dbx, dbh
 
 

@@ -62,9 +62,9 @@ def mixture_of_experts_bwd(
     *,
     k: int,
 ):
-    """(dx, dWg, dW1, dW2): what the experts returned is not needed, (18.7)."""
+    """(dx, dWg, dW1, dW2). The outputs of the experts are not needed, (18.7)."""
     x, Wg, W1, W2, s, p, a = residuals
-    # the matrices stand second, and j is summed last: so nothing as large as they is transposed
+    # W2[s] and W1[s] stand second, and j is summed last: so no copy of them is transposed
     dm = p[..., None] * dy[..., None, :]  # (18.6)
     da = jnp.einsum("...jc,...jch->...jh", dm, _of(s, W2))  # (18.6)
     g = (da * a).sum(axis=-1)  # (18.7)
@@ -106,7 +106,7 @@ def load_balance_bwd(
     *,
     k: int,
 ):
-    """(dz,): the load less its mean under o, times o. An even load leaves every logit alone."""
+    """(dz,): o times the load less its mean under o. With an even load it is 0, (18.19)."""
     o, q = residuals
     dz = dl * len(q) / len(_rows(o)) * o * (q - (o * q).sum(axis=-1, keepdims=True))  # (18.18)
     return (dz,)
@@ -123,7 +123,7 @@ def _routed(x, Wg, W1, W2, k):
 
 
 def _choice(z, k):
-    # where the k largest logits stand: integers, which nothing is differentiated by
+    # where the k largest logits stand: integers, and no gradient passes through them
     E = z.shape[-1]
     if not 1 <= k <= E:
         raise ValueError(f"k: expected a number from 1 to {E}, that of the experts; got {k}")
