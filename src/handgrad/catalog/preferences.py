@@ -131,7 +131,7 @@ ROWS = (
         r"l = -\min(\rho A, \mathrm{clip}(\rho, 1 - c, 1 + c)\,A)",
         {
             "log_p": r"d\log p = -A\,\hat\rho\,\varphi\,dl",
-            "log_p_old": r"d\log p_{\text{old}} = -d\log p",
+            "log_p_old": r"d\log p_{\text{old}} = A\,\hat\rho\,\varphi\,dl",
             "advantage": r"dA = -\hat\rho\,dl",
         },
         _clipped,
