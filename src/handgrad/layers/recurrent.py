@@ -75,14 +75,13 @@ def lstm(
         TypeError: an argument is not a float array, or a shape does not fit the signature.
 
     """
-    y, _, _ = _lstm_steps(x, h0, c0, Wx, Wh, b)
-    return y
+    return _lstm_steps(x, h0, c0, Wx, Wh, b)[0]
 
 
 def lstm_fwd(x, h0, c0, Wx, Wh, b):
-    """y, and the residuals (x, h0, c0, Wx, Wh, y, c, gates): the last two are new."""
-    y, c, gates = _lstm_steps(x, h0, c0, Wx, Wh, b)
-    return y, (x, h0, c0, Wx, Wh, y, c, gates)
+    """y, and the residuals (x, h0, c0, Wx, Wh, y, c, i, f, g, o): those after y are new."""
+    y, *new = _lstm_steps(x, h0, c0, Wx, Wh, b)
+    return y, (x, h0, c0, Wx, Wh, y, *new)
 
 
 def lstm_bwd(
@@ -94,12 +93,15 @@ def lstm_bwd(
         Float[ArrayLike, "4*h h"],
         Float[ArrayLike, "T N h"],
         Float[ArrayLike, "T N h"],
-        Float[ArrayLike, "T N 4*h"],
+        Float[ArrayLike, "T N h"],
+        Float[ArrayLike, "T N h"],
+        Float[ArrayLike, "T N h"],
+        Float[ArrayLike, "T N h"],
     ],
     dy: Float[ArrayLike, "T N h"],
 ):
     """(dx, dh0, dc0, dWx, dWh, db): the scan carries two cotangents, that of h and that of c."""
-    x, h0, c0, Wx, Wh, y, c, gates = residuals
+    x, h0, c0, Wx, Wh, y, c, *gates = residuals
     (dh, dc), dp = _lstm_back(Wh, c, _before(c0, c), gates, dy)
     dx = dp @ Wx  # (14.7)
     dh0 = dh  # (14.16)
@@ -127,14 +129,13 @@ def gru(
         TypeError: an argument is not a float array, or a shape does not fit the signature.
 
     """
-    y, _ = _gru_steps(x, h0, Wx, Wh, bx, bh)
-    return y
+    return _gru_steps(x, h0, Wx, Wh, bx, bh)[0]
 
 
 def gru_fwd(x, h0, Wx, Wh, bx, bh):
-    """y, and the residuals (x, h0, Wx, Wh, y, kept); kept holds r, z, n and the q of n."""
-    y, kept = _gru_steps(x, h0, Wx, Wh, bx, bh)
-    return y, (x, h0, Wx, Wh, y, kept)
+    """y, and the residuals (x, h0, Wx, Wh, y, r, z, n, q); q is that of n, (14.18)."""
+    y, *new = _gru_steps(x, h0, Wx, Wh, bx, bh)
+    return y, (x, h0, Wx, Wh, y, *new)
 
 
 def gru_bwd(
@@ -144,12 +145,15 @@ def gru_bwd(
         Float[ArrayLike, "3*h d"],
         Float[ArrayLike, "3*h h"],
         Float[ArrayLike, "T N h"],
-        Float[ArrayLike, "T N 4*h"],
+        Float[ArrayLike, "T N h"],
+        Float[ArrayLike, "T N h"],
+        Float[ArrayLike, "T N h"],
+        Float[ArrayLike, "T N h"],
     ],
     dy: Float[ArrayLike, "T N h"],
 ):
     """(dx, dh0, dWx, dWh, dbx, dbh): a part of dh goes past the gates, times z."""
-    x, h0, Wx, Wh, y, kept = residuals
+    x, h0, Wx, Wh, y, *kept = residuals
     before = _before(h0, y)
     dh, (dp, dq) = _gru_back(Wh, before, kept, dy)
     dx = dp @ Wx  # (14.7)
@@ -187,14 +191,14 @@ def _rnn_back(Wh, y, dy):
 
 @jax.jit
 def _lstm_steps(x, h0, c0, Wx, Wh, b):
-    # (y, c, gates), of all steps
+    # (y, c, i, f, g, o), of all steps
     def step(before, p):
         h, c = before
         i, f, g, o = jnp.split(p + h @ Wh.T, 4, axis=1)
         i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
         c = f * c + i * g
         h = o * jnp.tanh(c)
-        return (h, c), (h, c, jnp.concatenate([i, f, g, o], axis=1))
+        return (h, c), (h, c, i, f, g, o)
 
     first = tuple(_first(state, x, h0, c0, Wx, Wh, b) for state in (h0, c0))
     return lax.scan(step, first, x @ Wx.T + b)[1]
@@ -203,7 +207,7 @@ def _lstm_steps(x, h0, c0, Wx, Wh, b):
 @jax.jit
 def _lstm_back(Wh, c, c_before, gates, dy):
     # ((dh_0, dc_0), dp), from the last step to the first; the slopes of all steps come before it
-    (i, f, g, o), tanh_c = jnp.split(gates, 4, axis=2), jnp.tanh(c)
+    (i, f, g, o), tanh_c = gates, jnp.tanh(c)
     h_by_c = o * (1 - tanh_c * tanh_c)
     c_by_i, c_by_f, c_by_g = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)
     by_p = jnp.concatenate([c_by_i, c_by_f, c_by_g, tanh_c * o * (1 - o)], axis=2)
@@ -221,13 +225,13 @@ def _lstm_back(Wh, c, c_before, gates, dy):
 
 @jax.jit
 def _gru_steps(x, h0, Wx, Wh, bx, bh):
-    # (y, kept), of all steps
+    # (y, r, z, n, q), of all steps
     def step(h, p):
         (pr, pz, pn), (qr, qz, q) = (jnp.split(v, 3, axis=1) for v in (p, h @ Wh.T + bh))
         r, z = jax.nn.sigmoid(pr + qr), jax.nn.sigmoid(pz + qz)
         n = jnp.tanh(pn + r * q)
         h = (1 - z) * n + z * h
-        return h, (h, jnp.concatenate([r, z, n, q], axis=1))
+        return h, (h, r, z, n, q)
 
     return lax.scan(step, _first(h0, x, Wx, Wh, bx, bh), x @ Wx.T + bx)[1]
 
@@ -235,7 +239,7 @@ def _gru_steps(x, h0, Wx, Wh, bx, bh):
 @jax.jit
 def _gru_back(Wh, before, kept, dy):
     # (dh_0, (dp, dq)), from the last step to the first; the slopes of all steps come before it
-    r, z, n, q = jnp.split(kept, 4, axis=2)
+    r, z, n, q = kept
     by_n, by_z = (1 - z) * (1 - n * n), (before - n) * z * (1 - z)
     by_r = by_n * q * r * (1 - r)
 
