@@ -22,12 +22,18 @@ RIGHT = {
         "return dl[:, None] * g, dW, None",
     ],
     "17.3": [
-        "factor = np.exp(before - largest)\n"
-        "total = total * factor + np.exp(z - largest).sum()\n"
-        "mean = mean * factor + np.exp(z - largest) @ v",
-        "total *= np.exp(before - largest)\nmean *= np.exp(before - largest)\n"
-        "for score, value in zip(z, v):\n    total += np.exp(score - largest)\n"
-        "    mean = mean + np.exp(score - largest) * value",
+        "draw = np.random.default_rng(seed).random\n"
+        "masks = [draw(len(A)) < 1 / 2 for A in layers]\n"
+        "while masks:\n"
+        "    x, A = states[len(masks) - 1], layers[len(masks) - 1]\n"
+        "    dz = 2 * (masks.pop() * dz / np.cosh(A @ x) ** 2) @ A\n"
+        "return dz",
+        "for i in reversed(range(len(layers))):\n"
+        "    random, A = np.random.default_rng(seed), layers[i]\n"
+        "    random.random(sum(len(B) for B in layers[:i]))\n"
+        "    stays = random.random(len(A)) < 0.5\n"
+        "    dz = A.T @ np.where(stays, 2 * (1 - np.tanh(A @ states[i]) ** 2) * dz, 0)\n"
+        "return dz",
     ],
     "17.4": [
         "u = w - np.tanh(y @ B.T)\nx = y - np.tanh(u @ A.T)\n"
@@ -54,11 +60,19 @@ WRONG = {
         "return dl[:, None] * (dz @ W), dl[0] * dz.T @ x, None",
     ],
     "17.3": [
-        "new = np.exp(z - largest)\ntotal = total + new.sum()\nmean = mean + new @ v",
-        "new = np.exp(z - largest)\n"
-        "total = total * np.exp(before - largest) + new.sum()\nmean = mean + new @ v",
-        "new, shrunk = np.exp(z - largest), np.exp(largest - before)\n"
-        "total = total * shrunk + new.sum()\nmean = mean * shrunk + new @ v",
+        "return noisy_bwd_buggy(residuals, dz)",
+        "for x, A in zip(states[::-1], layers[::-1]):\n"
+        "    dz = A.T @ ((1 - np.tanh(A @ x) ** 2) * dz)\n"
+        "return dz",
+        "for x, A in zip(states[::-1], layers[::-1]):\n"
+        "    mask = 2 * (np.random.default_rng(seed).random(len(A)) < 0.5)\n"
+        "    dz = A.T @ ((1 - np.tanh(A @ x) ** 2) * mask * dz)\n"
+        "return dz",
+        "random = np.random.default_rng(seed)\n"
+        "masks = [random.random(len(A)) < 0.5 for A in layers]\n"
+        "for x, A, mask in zip(states[::-1], layers[::-1], masks[::-1]):\n"
+        "    dz = A.T @ ((1 - np.tanh(A @ x) ** 2) * mask * dz)\n"
+        "return dz",
     ],
     "17.4": [
         "s, r = jnp.tanh(y @ B.T), jnp.tanh(w @ A.T)\nds = (1 - s**2) * dw\ndx = dy + ds @ B\n"

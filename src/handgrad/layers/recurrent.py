@@ -22,7 +22,8 @@ def rnn(
 ) -> Float[ArrayLike, "T N h"]:
     """y_t = h_t = tanh(Wx x_t + Wh h_{t-1} + b), (14.1), from the first state h0.
 
-    Elman 1990.
+    Elman 1990, there with values between 0 and 1. All that is kept is the output: the slope loses
+    digits as |y| nears 1, as that of tanh does.
 
     Raises:
         TypeError: an argument is not a float array, or a shape does not fit the signature.
@@ -184,7 +185,7 @@ def _rnn_back(Wh, y, dy):
     def back(dh, now):
         h, dy = now
         dp = (dy + dh) * (1 - h * h)  # (14.5)
-        return dp @ Wh, dp  # (14.6)
+        return dp @ Wh, dp  # (14.4)
 
     return lax.scan(back, jnp.zeros(dy.shape[1:], dy.dtype), (y, dy), reverse=True)
 
