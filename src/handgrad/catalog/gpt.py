@@ -22,15 +22,15 @@ def _adapted(rng):
 ROWS = (
     Row(
         lora,
-        r"z = W x + B c, \quad c = s A x",
+        r"z_i = W x_i + B c_i, \quad c_i = s A x_i",
         {
-            "x": r"dx = W^\top dz + A^\top dc",
+            "x": r"dx_i = W^\top dz_i + A^\top dc_i",
             "W": r"dW = \sum_i dz_i\,x_i^\top",
             "A": r"dA = \sum_i dc_i\,x_i^\top",
             "B": r"dB = \sum_i dz_i\,c_i^\top",
         },
         _adapted,
         same_as=lambda x, W, A, B, *, scale: x @ np.transpose(W + scale * (B @ A)),
-        where=r"$s$ is the scale and $dc = s B^\top dz$; $W$ is usually frozen, and $dW$ not used",
+        where=r"$s$ is the scale and $dc_i = s B^\top dz_i$; a frozen $W$ needs no $dW$",
     ),
 )
