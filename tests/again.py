@@ -57,7 +57,7 @@ def right_answers_are_accepted_and_wrong_ones_refused(path):
         return
     sys.path.insert(0, str(LAYERS))
     module, found = import_module(topic), exercises(path)
-    rounding.rounding = some_digits  # the solutions' own run has measured what roundings do
+    rounding.Measure.__call__ = some_digits  # the solutions' own run has measured what roundings do
 
     def judge(number, body):
         restore()  # what stands before the answer has run
@@ -115,7 +115,7 @@ def restore():
     names.update(executed)
 
 
-def reverse_mode_alone(f, hyper, which, dz, precise, directions):
+def reverse_mode_alone(f, hyper, which, dz, precise, directions, every):
     """The truth on a rule as check_rule wants it, where all three oracles say what one does."""
     floats = [oracles._floats(precise[i]) for i in which]
 
@@ -129,7 +129,7 @@ def reverse_mode_alone(f, hyper, which, dz, precise, directions):
     return oracles.Truth(z, reverse, slopes, slopes, [0.0] * len(slopes), size)
 
 
-def some_digits(f, here, *args):
+def some_digits(measure, here, args, exact):
     """In place of measured roundings: a thousand digits of the last place of the largest entry."""
     few = [1024 * float(jnp.finfo(a.dtype).eps) for a in map(jnp.asarray, jax.tree.leaves(here))]
     far = [

@@ -81,9 +81,8 @@ ROWS = (
         PLAIN | {"c0": r"dc_0 = dc_1 \odot f_1"},
         lambda rng: _examples(rng, gates=4, states=2, biases=1),
         same_as=_gated_one_by_one,
-        where=r"$p_t = W_x x_t + W_h h_{t-1} + b$ holds the arguments of the four gates, and "
-        r"$dp_t$ and $dc_t$ come from the last step to the first, made of the gates, $c_t$ and "
-        r"$y_t$",
+        where=r"$p_t = W_x x_t + W_h h_{t-1} + b$ holds the arguments of the gates, and $dp_t$ and "
+        r"$dc_t$ come from the last step to the first, made of $i, f, g, o$, $c_t$ and $y_t$",
     ),
     Row(
         gru,
@@ -99,6 +98,6 @@ ROWS = (
         lambda rng: _examples(rng, gates=3, states=1, biases=2),
         same_as=_reset_one_by_one,
         where=r"$p_t = W_x x_t + b_x$ and $q_t = W_h h_{t-1} + b_h$ meet in the gates, and $dp_t$ "
-        r"and $dq_t$ come from the last step to the first, made of the gates, $q_t$ and $y_t$",
+        r"and $dq_t$ come from the last step to the first, made of $r, z, n$, $q_t$ and $y_t$",
     ),
 )

@@ -18,34 +18,27 @@ MARGIN = 8  # times the rounding measured: a hand may round more often than JAX 
 _LONGEST = 2**20  # of the noise; larger arrays repeat it
 
 
-def rounding(f, here, *args):
-    """How far roundings move each entry of here = f(*args): the farthest of eight draws.
-
-    In a draw every number that goes in, or that an operation has to round, moves by a random half
-    to two of its last digits, as in Monte Carlo arithmetic (Parker 1997). A sum of n numbers rounds
-    n times on the way, and what it rounds is at most the sum of their sizes: it moves by sqrt(n)/8
-    digits of that (errors of random sign add up to sqrt(n); Higham and Mary 2019). What jumps, such
-    as a sign or the outcome of a comparison, stays as it was, so that no other branch is taken.
-    Returns a tree like here, of float64 arrays.
-    """
-    return Measure(lambda args, exact: f(*args))(here, args, ())
-
-
 class Measure:
-    """The rounding of f(args, exact) at any number of operands of the same shapes.
+    """How far roundings move each entry of f(args, exact): the farthest of eight draws.
 
-    What is exact does not move. All measurements share one compilation.
+    In a draw every number in args, or that an operation has to round, moves by a random half to two
+    of its last digits, as in Monte Carlo arithmetic (Parker 1997); what is exact does not. A sum of
+    n numbers rounds n times on the way, and what it rounds is at most the sum of their sizes: it
+    moves by sqrt(n)/8 digits of that (errors of random sign add up to sqrt(n); Higham and Mary
+    2019). What jumps, such as a sign or the outcome of a comparison, stays as it was, so that no
+    other branch is taken. All measurements at the same shapes share one compilation.
     """
 
     def __init__(self, f):
         """Nothing runs yet."""
-        self.f, self.compiled = f, None
+        self.f, self.compiled = f, {}
 
     def __call__(self, here, args, exact):
-        """How far roundings move each entry of here = f(args, exact), as rounding() says it."""
-        if self.compiled is None:
-            self.compiled = self._compile(args, exact)
-        run, longest, places = self.compiled
+        """A tree like here = f(args, exact), of float64 arrays."""
+        shapes = str(jax.tree.map(jax.typeof, (args, exact)))
+        if shapes not in self.compiled:
+            self.compiled[shapes] = self._compile(args, exact)
+        run, longest, places = self.compiled[shapes]
         rng = np.random.default_rng(8)
         far = [np.zeros(np.shape(leaf)) for leaf in jax.tree.leaves(here)]
         for _ in range(DRAWS):

@@ -102,8 +102,8 @@ def lstm_bwd(
     dy: Float[ArrayLike, "T N h"],
 ):
     """(dx, dh0, dc0, dWx, dWh, db): the scan carries two cotangents, that of h and that of c."""
-    x, h0, c0, Wx, Wh, y, c, *gates = residuals
-    (dh, dc), dp = _lstm_back(Wh, c, _before(c0, c), gates, dy)
+    x, h0, c0, Wx, Wh, y, c, i, f, g, o = residuals
+    (dh, dc), dp = _lstm_back(Wh, c, _before(c0, c), (i, f, g, o), dy)
     dx = dp @ Wx  # (14.7)
     dh0 = dh  # (14.16)
     dc0 = dc  # (14.16)
@@ -154,9 +154,9 @@ def gru_bwd(
     dy: Float[ArrayLike, "T N h"],
 ):
     """(dx, dh0, dWx, dWh, dbx, dbh): a part of dh goes past the gates, times z."""
-    x, h0, Wx, Wh, y, *kept = residuals
+    x, h0, Wx, Wh, y, r, z, n, q = residuals
     before = _before(h0, y)
-    dh, (dp, dq) = _gru_back(Wh, before, kept, dy)
+    dh, (dp, dq) = _gru_back(Wh, before, (r, z, n, q), dy)
     dx = dp @ Wx  # (14.7)
     dh0 = dh  # (14.21)
     dWx = _rows(dp).T @ _rows(x)  # (14.22)
