@@ -7,6 +7,18 @@ import pytest
 
 import handgrad as hg
 
+# of exercise 16.4, up to the sum over the heads of a group
+EACH = """q, k, v, P = residuals
+m, g = len(q), len(k)
+P = np.reshape(P, (m, -1, P.shape[-1]))
+dK, dV = [], []
+for i in range(m):
+    dP = dO[i] @ v[i * g // m].T
+    dZ = P[i] * (dP - (P[i] * dP).sum(axis=1, keepdims=True))
+    dK.append(dZ.T @ q[i] / np.sqrt(q.shape[-1]))
+    dV.append(P[i].T @ dO[i])
+"""
+
 RIGHT = {
     "16.1": [
         "p, v = np.array([2, 1, 1, 0]) / 4, np.array([8, 0, 4, 100])\n"
@@ -32,9 +44,12 @@ RIGHT = {
         "return jnp.stack(dQ), jnp.stack(dK)",
     ],
     "16.4": [
-        "m, *rest = each.shape\nreturn jnp.einsum('gisd->gsd', each.reshape(g, m // g, *rest))",
-        "return jnp.stack([sum(part) for part in jnp.split(each, g)])",
-        "share = len(each) // g\nreturn sum(each[i::share] for i in range(share))",
+        EACH + "def add_up(d):\n    m, *rest = np.shape(d)\n"
+        "    return jnp.einsum('gisd->gsd', np.reshape(d, (g, m // g, *rest)))\n"
+        "return add_up(dK), add_up(dV)",
+        EACH + "return [jnp.stack([sum(of) for of in np.split(np.stack(d), g)]) for d in (dK, dV)]",
+        EACH + "share = m // g\n"
+        "return [sum(np.stack(d)[i::share] for i in range(share)) for d in (dK, dV)]",
     ],
     "16.5": [
         "dZ, = hg.softmax_bwd(P, dP)\nrow = (P * dP).sum(axis=-1)\n"
@@ -67,9 +82,9 @@ WRONG = {
         "return dQ, dZ.sum(axis=0)[:, None] * K - dZ.T @ Q",
     ],
     "16.4": [
-        "return each.reshape(len(each) // g, g, *each.shape[1:]).sum(axis=0)",
-        "return each.reshape(g, len(each) // g, *each.shape[1:]).mean(axis=1)",
-        "return each[:: len(each) // g]",
+        EACH + "return [np.reshape(d, (m // g, g, *d[0].shape)).sum(axis=0) for d in (dK, dV)]",
+        EACH + "return [np.reshape(d, (g, m // g, *d[0].shape)).mean(axis=1) for d in (dK, dV)]",
+        EACH + "return [np.stack(d[:: m // g]) for d in (dK, dV)]",
     ],
     "16.5": [
         "dZ, = hg.softmax_bwd(P, dP)\nreturn dZ, (P * dP).sum()",
