@@ -24,13 +24,13 @@ ROWS = (
         lora,
         r"z_i = W x_i + B c_i, \quad c_i = s A x_i",
         {
-            "x": r"dx_i = W^\top dz_i + A^\top dc_i",
+            "x": r"dx_i = W^\top dz_i + A^\top da_i",
             "W": r"dW = \sum_i dz_i\,x_i^\top",
-            "A": r"dA = \sum_i dc_i\,x_i^\top",
+            "A": r"dA = \sum_i da_i\,x_i^\top",
             "B": r"dB = \sum_i dz_i\,c_i^\top",
         },
         _adapted,
         same_as=lambda x, W, A, B, *, scale: x @ np.transpose(W + scale * (B @ A)),
-        where=r"$s$ is the scale and $dc_i = s B^\top dz_i$; a frozen $W$ needs no $dW$",
+        where=r"scale $s$, $a_i = A x_i$, $da_i = s B^\top dz_i$; a frozen $W$ needs no $dW$",
     ),
 )

@@ -1,8 +1,8 @@
 """GPT-2 in reverse, and low-rank adapters.    Derivation: notebooks/19_gpt.ipynb
 
 The model is rules of other modules, one after the other, and its way back is the same rules in
-reverse order. New are two sums: a residual connection has two readers, (19.7), and so has the table
-of tokens, which is read at both ends, (19.5).
+reverse order. Two sums are new: the stream of a residual connection has two readers, (19.7), and
+so has the table of tokens, which is read at both ends, (19.5).
 
 Its parameters are a tree of arrays: tokens (v, d), positions (m, d), blocks, each with its norm1,
 attention, norm2, up and down, and norm at the end. Blocks are compiled one by one outside of jit,
@@ -37,8 +37,8 @@ from handgrad.layers.softmax_cross_entropy import (
 def gpt_parameters(rng, *, vocabulary: int, positions: int, d: int, blocks: int, std: float = 0.02):
     """Random parameters of GPT-2, drawn with NumPy's rng: weights of this standard deviation.
 
-    Those that write to the residual stream are smaller by the root of their number; norms begin as
-    they are, and biases at 0. Radford and others 2019, section 2.3.
+    Those that write to the residual stream are smaller by the root of their number. Scales of norms
+    begin at 1, shifts and biases at 0. Radford and others 2019, section 2.3.
     """
 
     def weights(*shape, count=1):
@@ -124,7 +124,12 @@ def gpt_gradients(
     *,
     heads: int,
 ) -> tuple[Float[ArrayLike, ""], dict]:
-    """gpt_loss, and its gradient by hand, a tree as the parameters are: the rules in reverse."""
+    """gpt_loss, and its gradient by hand, a tree as the parameters are: the rules in reverse.
+
+    Raises:
+        ValueError: there are more ids than positions, or heads does not divide d.
+
+    """
     tokens, positions = parameters["tokens"], parameters["positions"]
     x, of_ids = embedding_fwd(ids, tokens)
     x, of_blocks = x + _first(positions, ids), []
@@ -195,10 +200,10 @@ def lora_bwd(
 ):
     """(dx, dW, dA, dB). Whoever freezes W leaves dW aside; under jit it is not computed then."""
     x, W, A, B, c = residuals
-    dc = scale * (dz @ B)  # (19.12)
-    dx = dz @ W + dc @ A  # (19.13)
+    da = scale * (dz @ B)  # (19.12)
+    dx = dz @ W + da @ A  # (19.13)
     dW = jnp.einsum("...h,...d->hd", dz, x)  # (19.16)
-    dA = jnp.einsum("...r,...d->rd", dc, x)  # (19.14)
+    dA = jnp.einsum("...r,...d->rd", da, x)  # (19.14)
     dB = jnp.einsum("...h,...r->hr", dz, c)  # (19.15)
     return dx, dW, dA, dB
 
