@@ -618,3 +618,10 @@ def test_a_length_has_no_variance():
     length = np.sqrt((x * x).sum(-1, keepdims=True))
     with pytest.raises(GradientMismatch, match="the length path is left out"):
         check_rule(unit, lambda x: (unit(x), length), forgotten, x)
+
+
+def test_a_rule_may_send_back_a_list_of_rows():
+    def bwd(x, dz):
+        return ([*(2 * x * dz)],)
+
+    check_rule(lambda x: x * x, lambda x: (x * x, x), bwd, np.arange(6.0).reshape(2, 3))

@@ -18,6 +18,11 @@ MARGIN = 8  # times the rounding measured: a hand may round more often than JAX 
 _LONGEST = 2**20  # of the noise; larger arrays repeat it
 
 
+def rounding(f, here, *args):
+    """How far roundings move each entry of here = f(*args), as a Measure finds it."""
+    return Measure(lambda args, exact: f(*args))(here, args, ())
+
+
 class Measure:
     """How far roundings move each entry of f(args, exact): the farthest of eight draws.
 

@@ -6,7 +6,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from jax.tree_util import all_leaves, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from handgrad.check.arrays import (
     argument_names,
@@ -224,8 +224,10 @@ def _judge(rule, draw, value, hand, name=True, findings=None, told=()):
         judge = Judge(AGREE, place, compared, born, *rounding.from_(place), draw.reason)
         verdicts = compare(argument, hand[i], draw.cotangents[j], judge)
         if all(verdict.right for verdict in verdicts):
-            leaves = tree_leaves(hand[i]), tree_leaves(draw.cotangents[j])
-            verdicts = [_of_dtype(*leaf) for leaf in zip(verdicts, *leaves, strict=True)]
+            theirs = draw.cotangents[j]
+            mine = [hand[i]] if all_leaves([theirs]) else tree_leaves(hand[i])  # or a list of rows
+            leaves = zip(verdicts, mine, tree_leaves(theirs), strict=True)
+            verdicts = [_of_dtype(*leaf) for leaf in leaves]
         if all(verdict.right for verdict in verdicts):
             places = range(place, place + len(verdicts))
             within = lambda places=places: list(map(rounding.within, places))  # noqa: E731
