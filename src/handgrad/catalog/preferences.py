@@ -96,7 +96,6 @@ def _penalised(log_p, log_p_old, log_p_reference, advantage, *, clip=0.2, beta):
 
 
 HELD = r"\hat\rho = \min(\rho, 1 + c) \text{ if } A \ge 0, \text{ else } \max(\rho, 1 - c)"
-SLOPE = r"where $\hat\rho = \rho$, else 0 (half at the kink)"
 
 ROWS = (
     Row(
@@ -136,7 +135,8 @@ ROWS = (
         },
         _clipped,
         same_as=_least,
-        where=rf"$\rho = p / p_{{\text{{old}}}}$; ${HELD}$; $\varphi = 1$ {SLOPE}",
+        where=rf"$\rho = p / p_{{\text{{old}}}}$; ${HELD}$; $\varphi = 1$ where $\hat\rho = \rho$, "
+        "else 0 (half at the kink)",
     ),
     Row(
         grpo,
