@@ -1,5 +1,6 @@
 """Every test runs in float64, as the proofs do, and compiles nothing twice."""
 
+import multiprocessing
 import os
 import tempfile
 import uuid
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbval.kernel
 import pytest
 from jupyter_client import KernelManager
+from jupyter_client.provisioning import local_provisioner
 from nbformat.v4 import new_code_cell
 from nbval.plugin import IPyNbCell
 
@@ -23,6 +25,7 @@ os.environ["PYTHONSTARTUP"] = str(Path(__file__).with_name("quick.py"))  # a ker
 if version("jax") < "0.11":
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
+import forked
 import jax
 import quick  # noqa: F401
 
@@ -43,6 +46,8 @@ def _kernel_manager(**options):
 
 
 nbval.kernel.KernelManager = _kernel_manager
+if "forkserver" in multiprocessing.get_all_start_methods():
+    local_provisioner.launch_kernel = forked.Kernel
 
 # These alone are compiled as well as can be: one shows the last digits of a tanh, and the other
 # trains for longer than it takes to be made fast.

@@ -183,6 +183,13 @@ COUNTED = {
     "relu": ({"a": "n"}, ("$n$ selections", "$n$")),
     "softmax": ({"o": "N k"}, ("$N k$ + $N k$ exp", "$2 N k$")),
     "logsumexp": ({"z": "N k"}, ("$N k$ exp", "$N k$ + $N k$ exp")),
+    # a size that must be even, one that must be a multiple, and a scan by halves
+    "rotary": ({}, ("$2 N T d$", "$2 N T d$")),
+    "grouped_query_attention": (
+        {"Q": "N m T d", "K": "N d g S", "V": "N g S e", "P": "N m T S"},
+        ("$N m T S (d + e)$", "$N S (2 m T e + 2 m T d + d g)$"),
+    ),
+    "linear_recurrence": ({"a": "N T", "h_0": "N", "h": "N T"}, ("$4 N T$", "$5 N T$")),
 }
 
 

@@ -5,9 +5,11 @@ Sizes are read off a trace whose axes are all different primes: a count of 2 * 1
 
 import ast
 import inspect
+import itertools
 import math
 import re
 from collections import Counter
+from fractions import Fraction
 from functools import cache, partial, reduce
 from operator import and_
 from typing import get_args
@@ -68,7 +70,8 @@ def cost(row):
     forward = jax.make_jaxpr(partial(row.f, **hyper))(*args)
     z, residuals = jax.eval_shape(partial(row.f_fwd, **hyper), *args)
     back = jax.make_jaxpr(partial(row.f_bwd, **hyper))(residuals, z)
-    return tuple(_words(counted(way.jaxpr, letters)) for way in (forward, back))
+    counts = (counted(way.jaxpr, letters) for way in (forward, back))
+    return tuple(_words(_proportional(total, letters)) for total in counts)
 
 
 def kept(row):
@@ -84,7 +87,7 @@ def kept(row):
         known.setdefault(variable, re.match(r"d(.*?)(_[ijnt])? = ", left)[1])  # dx_t: all of x
     leaves = zip(jax.tree.leaves(residuals), variables, strict=True)
     leaves = [(leaf.size, variable) for leaf, variable in leaves if leaf.size]  # else it is a shape
-    unpacked = _unpacked(row)
+    unpacked = _unpacked(row, residuals)
     found = {}
     for i, (size, variable) in enumerate(leaves):
         name = unpacked[i] if i < len(unpacked) else f"r{i}"
@@ -117,26 +120,32 @@ def _generic(row):
     names = dict.fromkeys(_letter(axis, axes) for of in axes for axis in of)
     primes = dict(zip(names, reversed(PRIMES), strict=False))  # data first: a kernel fits in it
     times = {axis: _times(axis) for of in axes for axis in of}
-    specs = [
-        jax.ShapeDtypeStruct(
-            [times[axis] * primes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype
-        )
-        for of, arg in zip(axes, args, strict=True)
-    ]
     plain = {name: value for name, value in hyper.items() if name in needed}
     # a prime is no multiple of two groups; one group costs the same
     single = {name: 1 if type(value) is int else value for name, value in plain.items()}
-    for simpler in (plain, single):
+    # nor can it be halved, nor shared among others
+    primes_or_multiples = [primes] + [
+        {name: primes[name] * factor} | {other: primes[other] for other in primes if other != name}
+        for name in primes
+        for factor in (2, *(primes[other] for other in primes if other != name))
+    ]
+    for sizes, simpler in itertools.product(primes_or_multiples, (plain, single)):
+        specs = [
+            jax.ShapeDtypeStruct(
+                [times[axis] * sizes[_letter(axis, axes)] for axis in of], jnp.asarray(arg).dtype
+            )
+            for of, arg in zip(axes, args, strict=True)
+        ]
         try:
             z = jax.eval_shape(partial(row.f, **simpler), *specs)
         except (TypeError, ValueError):
             continue
         last = min(len(made), z.ndim)  # a batch of no axis or many stands before
         names = [_letter(axis, axes) for axis in made[len(made) - last :]]
-        sizes = zip(names, z.shape[z.ndim - last :], strict=True)
-        new = {size: name for name, size in sizes if name not in primes}
-        # new ones first, since such a size may be a product of others
-        return specs, simpler, new | {prime: name for name, prime in primes.items()}
+        made_sizes = zip(names, z.shape[z.ndim - last :], strict=True)
+        new = {size: name for name, size in made_sizes if name not in primes}
+        # new ones and multiples first, since such a size may be a product of others
+        return specs, simpler, new | {size: name for name, size in sizes.items()}
     # a shape or a list of axes holds for the example's own shapes alone
     sizes = {np.size(arg) for arg in args if np.asarray(arg).dtype.kind == "f"}
     return args, hyper, dict(zip(sorted(sizes, reverse=True), "nm", strict=False))
@@ -184,12 +193,32 @@ def counted(jaxpr, letters, times=1):
 
 
 def factored(size, letters):
-    """A size as a number times letters: 286 is (2, ("N", "k"))."""
+    """A size as a number times letters: 286 is (2, ("N", "k")). Half of a letter counts too."""
     found = []
     for length, letter in letters.items():
         while size and length > 1 and size % length == 0:
             size, found = size // length, [*found, letter]
+    for length, letter in letters.items():
+        if size > 1 and length % 2 == 0 and size % (length // 2) == 0:
+            size, found = Fraction(size, length), [*found, letter]
     return size, tuple(sorted(found, key=lambda letter: letter != "N"))  # examples are named first
+
+
+def _proportional(total, letters):
+    # a scan by halves does some two products a step, and so more than there are steps
+    found = Counter()
+    for (unit, monomial), number in total.items():
+        steps = [size for size, letter in letters.items() if letter == "T" and size < number]
+        if steps and "T" not in monomial:
+            # in the order of all others: as if there were that many products for each step
+            number, rest = round(number / steps[0]), math.prod(_sizes(monomial, letters))
+            _, monomial = factored(steps[0] * rest, letters)
+        found[unit, monomial] += number
+    return found
+
+
+def _sizes(monomial, letters):
+    return [size for letter in monomial for size, other in letters.items() if other == letter]
 
 
 def _words(total):
@@ -217,12 +246,21 @@ def tex(number, letters):
     return " ".join(([str(number)] if number != 1 or not letters else []) + letters)
 
 
-def _unpacked(row):
-    # x, W = residuals; or the name of the one residual
+def _unpacked(row, residuals):
+    # x, W = residuals; or the name of the one residual: a name for each leaf
     (function,) = ast.parse(statement(row)).body
     if not isinstance(function, ast.FunctionDef):
         return []
+    given = function.args.args[0].arg
     for node in function.body:
-        if is_pair(node):
-            return [target.id for target in node.targets[0].elts]
-    return [function.args.args[0].arg]
+        if is_pair(node) and ast.unparse(node.value) == given:
+            return [*_names(node.targets[0], residuals)]
+    return [given]
+
+
+def _names(target, residuals):
+    if isinstance(target, ast.Tuple):
+        for part, residual in zip(target.elts, residuals, strict=False):
+            yield from _names(part, residual)
+    else:
+        yield from (target.id for _ in jax.tree.leaves(residuals))

@@ -259,12 +259,12 @@ def multi_head_attention_bwd(
     causal=False,
 ):
     """(dx, dWqkv, dbqkv, dWo, dbo): two linear layers, and attention with its heads between."""
-    x, Wqkv, of_heads, a, Wo = residuals
+    x, Wqkv, (q, k, v, P, slope), a, Wo = residuals
     examples = tuple(range(dz.ndim - 1))
     dWo = jnp.einsum("...i,...j->ij", dz, a)  # (16.25)
     dbo = dz.sum(axis=examples)  # (16.26)
     da = jnp.einsum("...i,ij->...j", dz, Wo)  # (16.27)
-    dqkv = attention_bwd(of_heads, _heads(da, heads), causal=causal)
+    dqkv = attention_bwd((q, k, v, P, slope), _heads(da, heads), causal=causal)
     du = jnp.concatenate([_merged(d) for d in dqkv], axis=-1)  # (16.28)
     dx = jnp.einsum("...i,ij->...j", du, Wqkv)  # (16.29)
     dWqkv = jnp.einsum("...i,...j->ij", du, x)  # (16.30)
