@@ -3,7 +3,7 @@
 python tests/confusion.py prints two tables. In the first every mistake that the checker implements
 is planted in every layer where it makes sense: how often it was planted, and how often named. In
 the second are the mistakes of tests/mistakes/, which people have made, in layers that they wrote by
-hand. This one takes minutes; what was said of each is kept in tests/mistakes/told.tsv.
+hand. What was said of each is kept, in tests/mistakes/planted.tsv and told.tsv: it takes minutes.
 """
 
 import csv
@@ -470,9 +470,21 @@ def judge(case, name, d):
     return explained([verdict], judge.findings, case.suspects)[0]
 
 
-def confusion(all_cases):
-    """Planted mistake -> what was named -> how often; "" where nothing was."""
-    table = defaultdict(lambda: defaultdict(int))
+class Planted(NamedTuple):
+    """What the checker named where a mistake was planted: names, with commas between them."""
+
+    layer: str
+    mistake: str
+    argument: str
+    names: str
+
+
+PLANTED = Path(__file__).with_name("mistakes") / "planted.tsv"
+
+
+def planted(all_cases, every=1):
+    """Plant each mistake wherever it makes sense, and see what is said; of every so many, one."""
+    number = itertools.count()
     for case in all_cases:
         for (mistake, _), (plant, layers) in PLANTS.items():
             if layers and case.layer.name not in layers:
@@ -482,7 +494,17 @@ def confusion(all_cases):
                     wrong, case.true[name], rtol=1e-12, atol=0
                 ):
                     continue  # at this point the mistake changes nothing
-                table[mistake][judge(case, name, wrong).mistakes] += 1
+                said = None
+                if next(number) % every == 0:
+                    said = ", ".join(judge(case, name, wrong).mistakes)
+                yield Planted(case.layer.name, mistake, name, said)
+
+
+def confusion(found):
+    """Planted mistake -> what was named -> how often; () where nothing was."""
+    table = defaultdict(lambda: defaultdict(int))
+    for one in found:
+        table[one.mistake][tuple(filter(None, one.names.split(", ")))] += 1
     return table
 
 
@@ -576,10 +598,15 @@ def said(layer, wrong, draws):
     return [verdict for verdict in judged(layer.f, fwd, bwd, draws) if not verdict.right]
 
 
-def kept():
-    """What was told of all realistic mistakes when they were last made."""
-    with TOLD.open(newline="") as file:
-        return [Told(*row) for row in csv.reader(file, delimiter="\t")]
+def kept(file, kind):
+    """What was said of all mistakes when they were last made."""
+    with file.open(newline="") as rows:
+        return [kind(*row) for row in csv.reader(rows, delimiter="\t")]
+
+
+def keep(file, found):
+    with file.open("w", newline="") as rows:
+        csv.writer(rows, delimiter="\t", lineterminator="\n").writerows(found)
 
 
 def of_realistic(found):
@@ -601,8 +628,9 @@ def of_realistic(found):
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    print(text(confusion(cases())), end="\n\n")
+    found = list(planted(cases()))
+    keep(PLANTED, found)
+    print(text(confusion(found)), end="\n\n")
     found = list(told())
-    with TOLD.open("w", newline="") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(found)
+    keep(TOLD, found)
     print(of_realistic(found))

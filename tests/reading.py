@@ -1,5 +1,6 @@
 """The notebooks, and the parts of one."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -9,8 +10,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 REGION = re.compile(r"(?sm)^( *)### BEGIN SOLUTION\n.*?### END SOLUTION")
 
 
+@functools.cache
 def prose(path):
-    """The text of a notebook's cells in Markdown."""
+    """The text of a notebook's cells in Markdown, read once."""
     cells = nbformat.read(path, as_version=4).cells
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 

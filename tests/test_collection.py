@@ -1,5 +1,6 @@
 """The collection holds together: notebooks, modules, catalog and README agree with one another."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ EQUATION = re.compile(r"\((\d+\.\d+)\)")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+@functools.cache
 def tags():
     return {tag for path in NOTEBOOKS for tag in re.findall(r"\\tag\{(\d+\.\d+)\}", prose(path))}
 

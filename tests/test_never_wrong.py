@@ -1232,7 +1232,7 @@ def backward_passes_of_a_search(times):
 
 
 def test_the_search_grows_no_faster_than_the_program():
-    few, many = map(backward_passes_of_a_search, (3, 9))
+    few, many = map(backward_passes_of_a_search, (2, 6))
     assert many <= 3.2 * few
 
 

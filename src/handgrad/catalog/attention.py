@@ -192,7 +192,7 @@ ROWS = (
         },
         _several_heads,
         same_as=_block_by_block,
-        where=r"$u = (q, k, v)$ holds the queries, keys and values of all heads; $du = (dq, dk, dv)$ "
-        r"from attention's rule, with its weights $P$, and $da = W_o^\top dz$",
+        where=r"$u = (q, k, v)$ holds the queries, keys and values of all heads; "
+        r"$du = (dq, dk, dv)$ from attention's rule, with its weights $P$, and $da = W_o^\top dz$",
     ),
 )
