@@ -308,8 +308,9 @@ def one_by_one(case):
 def batch_axis_kept(case):
     if case.dz.ndim > 1:
         each = list(one_by_one(case))
-        for name in set(case.true) - {"x"}:
-            yield name, np.stack([d[name] for d in each])
+        for name in each[0]:
+            if name != "x":
+                yield name, np.stack([d[name] for d in each])
 
 
 @plants("batch", "linear", "norm")
