@@ -1,6 +1,5 @@
 """Every test runs in float64, as the proofs do, and compiles nothing twice."""
 
-import multiprocessing
 import os
 import tempfile
 import uuid
@@ -36,17 +35,20 @@ jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+POSIX = os.name == "posix"
+
+
 def _kernel_manager(**options):
     # A port is chosen because it is free, and taken when the kernel has started: where somebody
     # else was faster, the kernel dies. A socket that is a file has a name of its own.
-    if os.name == "posix":
+    if POSIX:
         socket = Path(tempfile.gettempdir()) / f"kernel-{uuid.uuid4().hex}"
         options |= {"transport": "ipc", "ip": str(socket)}
     return KernelManager(**options)
 
 
 nbval.kernel.KernelManager = _kernel_manager
-if "forkserver" in multiprocessing.get_all_start_methods():
+if POSIX:
     local_provisioner.launch_kernel = forked.Kernel
 
 # These alone are compiled as well as can be: one shows the last digits of a tanh, and the other
@@ -91,6 +93,8 @@ def pytest_runtest_setup(item):
 def pytest_collection_modifyitems(items):
     """Let each notebook's last cell be followed by what is run again."""
     last = {item.parent: item for item in items if isinstance(item, IPyNbCell)}
+    if last and POSIX:
+        forked.start_importing()
     for notebook, item in last.items():
         where = items.index(item) + 1
         items[where:where] = [Again.from_parent(notebook, name=name) for name in AGAIN]

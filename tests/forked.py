@@ -6,8 +6,18 @@ To import it takes longer than most cells do.
 import multiprocessing
 import os
 import time
+from multiprocessing import forkserver
 
 INLINE = "module://matplotlib_inline.backend_inline"
+
+
+def start_importing():
+    """Start what forks, in the background; what grades forks from it too."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["ipykernel.kernelapp", "matplotlib.pyplot", "handgrad.figures", "handgrad.classroom.judge"]
+    )
+    forkserver.ensure_running()
 
 
 class Kernel:
@@ -16,11 +26,9 @@ class Kernel:
     stdin = stdout = stderr = None
 
     def __init__(self, cmd, env, cwd, **_):
+        arguments = cmd[cmd.index("-f") + 1 :]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["ipykernel.kernelapp", "jax.numpy", "matplotlib.pyplot", "handgrad.figures"]
-        )
-        self._process = context.Process(target=_run, args=(cmd[cmd.index("-f") + 1 :], env, cwd))
+        self._process = context.Process(target=_run, args=(arguments, env, cwd))
         self._process.start()
         self.pid = self._process.pid
         while os.getpgid(self.pid) != self.pid:  # whoever kills the kernel kills its group
