@@ -49,19 +49,6 @@ def equations():
     return found
 
 
-def test_every_layer_with_its_equations_is_there(tmp_path, capsys):
-    out = tmp_path / "sheet.pdf"
-    assert cli.main(["cheatsheet", "-o", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
-    _, *others = pages(out)
-    layers = re.sub(r"_\s+", "_", "\n".join(others).replace("\u200b", ""))
-    for row in ROWS:
-        assert re.search(rf"(?<!\w){row.name}(?!\w)", layers), row.name
-    _, *numbers = re.findall(r"\((\d+\.\d+)\)", layers)  # the first says how to read them
-    assert numbers == [number for row in ROWS for number in facts.equations(row).values()]
-    assert not re.search(r"[$\\]|operatorname|cotangent\(|frac|none|auto", layers), "TeX is printed"
-
-
 def test_two_runs_give_the_same_bytes(tmp_path):
     paths = (tmp_path / name for name in ("one.pdf", "two.pdf"))
     one, two = (cheatsheet(path, rows=ROWS[:5]).read_bytes() for path in paths)

@@ -17,6 +17,7 @@ import pytest
 from test_topic import copy  # noqa: F401
 
 from handgrad.catalog import ROWS
+from handgrad.classroom import facts
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +131,15 @@ def test_the_site_has_a_page_for_each_notebook_and_for_what_they_link_to(handgra
 
 def test_the_cheat_sheet_is_set(handgrad):
     assert handgrad("cheatsheet") == (0, "cheatsheet.pdf\n", "")
-    pages = pdfium.PdfDocument(handgrad.folder / "cheatsheet.pdf")
-    text = "".join(page.get_textpage().get_text_bounded() for page in pages)
-    assert re.search(r"cube\s", text) and "(99.2)" in text
-    assert len(ROWS) + 1 == int(re.search(r"(\d+) layers", text)[1])
+    read = pdfium.PdfDocument(handgrad.folder / "cheatsheet.pdf")
+    first, *others = [page.get_textpage().get_text_bounded() for page in read]
+    assert len(ROWS) + 1 == int(re.search(r"(\d+) layers", first)[1])
+    layers = re.sub(r"_\s+", "_", "\n".join(others).replace("\r", "").replace("\u200b", ""))
+    for name in (*(row.name for row in ROWS), "cube"):
+        assert re.search(rf"(?<!\w){name}(?!\w)", layers), name
+    _, *numbers = re.findall(r"\((\d+\.\d+)\)", layers)  # the first says how to read them
+    assert numbers == [n for row in ROWS for n in facts.equations(row).values()] + ["99.2"]
+    assert not re.search(r"[$\\]|operatorname|cotangent\(|frac|none|auto", layers), "it shows TeX"
 
 
 def test_the_notebooks_are_copied_and_opened(handgrad, books, tmp_path):
