@@ -17,7 +17,6 @@ from nbval.plugin import IPyNbCell
 # Shared by the kernels of the notebooks and by the command; jax reads it when it is imported.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each worker has a core
-os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # compilers ask for much: 3 % of all
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads where an operation came from
 os.environ["PYTHONSTARTUP"] = str(Path(__file__).with_name("quick.py"))  # a kernel runs it first

@@ -54,7 +54,7 @@ def test_a_right_gradient_is_never_blamed(cases):
 def test_unrelated_errors_are_admitted_to_be_unknown(cases):
     rng = np.random.default_rng(0)
     errors = [(case, *error) for case in cases for error in confusion.random_errors(case, rng)]
-    verdicts = [confusion.judge(*error) for error in errors[::2]]
+    verdicts = [confusion.judge(*error) for error in errors[::4]]
     assert not any(verdict.right for verdict in verdicts)
     unknown = sum("no known mistake" in verdict.words for verdict in verdicts)
     assert unknown >= 0.99 * len(verdicts)
@@ -62,13 +62,13 @@ def test_unrelated_errors_are_admitted_to_be_unknown(cases):
 
 
 def test_realistic_mistakes_are_told_as_they_were_kept():
-    # all of them take minutes: of every eighth layer one, at small sizes
+    # all of them take minutes: of every twelfth layer one, at small sizes
     kept = {t[:4]: t for t in confusion.kept(confusion.TOLD, confusion.Told)}
     chosen = {}
     for group, layer, mistake, size, *_ in sorted(kept):
         if mistake and size == "small":
             chosen.setdefault((group, layer), mistake)
-    chosen = dict(list(chosen.items())[::8])
+    chosen = dict(list(chosen.items())[::12])
     found = list(
         confusion.told(
             sizes=("small",),
@@ -78,7 +78,7 @@ def test_realistic_mistakes_are_told_as_they_were_kept():
             ),
         )
     )
-    assert len(found) > 10
+    assert len(found) >= 8
     for told in found:
         assert (told.kind, told.names) == (kept[told[:4]].kind, kept[told[:4]].names), told
 
