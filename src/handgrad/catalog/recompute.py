@@ -33,11 +33,11 @@ def _vocabulary(rng):
     }
 
 
-def _attention(q, k, v, *, causal=False, block=64):
+def _attention(q, k, v, *, causal=False, block=128):
     return attention(q, k, v, causal=causal)
 
 
-def _of_all_logits(x, W, y, *, chunk=1024):
+def _of_all_logits(x, W, y, *, chunk=256):
     import optax
 
     return optax.softmax_cross_entropy_with_integer_labels(x @ W.T, y)

@@ -27,7 +27,7 @@ def flash_attention(
     v: Float[ArrayLike, "*batch S e"],
     *,
     causal: bool = False,
-    block: int = 64,
+    block: int = 128,
 ) -> Float[ArrayLike, "*batch T e"]:
     """O = softmax(Q K^T / sqrt(d)) V row by row, (17.4), in tiles of block queries and keys.
 
@@ -45,7 +45,7 @@ def flash_attention(
     return o
 
 
-def flash_attention_fwd(q, k, v, *, causal=False, block=64):
+def flash_attention_fwd(q, k, v, *, causal=False, block=128):
     """O, and the residuals (q, k, v, O, L): beside inputs and output one number for each query."""
     o, L = _attended(q, k, v, causal, block)
     return o, (q, k, v, o, L)
@@ -63,7 +63,7 @@ def flash_attention_bwd(
     do: Float[ArrayLike, "*batch T e"],
     *,
     causal=False,
-    block=64,
+    block=128,
 ):
     """(dq, dk, dv), from weights that are made again tile by tile."""
     q, k, v, o, L = residuals
@@ -91,7 +91,7 @@ def linear_cross_entropy(
     W: Float[ArrayLike, "k d"],
     y: Integer[ArrayLike, "*batch"],
     *,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> Float[ArrayLike, "*batch"]:
     """l = -log softmax(W x)_y, (17.16): x (*batch, d), W (k, d), labels y (*batch) -> l (*batch).
 
@@ -106,7 +106,7 @@ def linear_cross_entropy(
     return loss
 
 
-def linear_cross_entropy_fwd(x, W, y, *, chunk=1024):
+def linear_cross_entropy_fwd(x, W, y, *, chunk=256):
     """l, and the residuals (x, W, y, L, g); g is the gradient of l in x."""
     loss, L, mean = _surprised(x, W, W, y, chunk)
     g = mean - _wide(jnp.take(W, y, axis=0, mode="clip"))  # (17.17)
@@ -124,7 +124,7 @@ def linear_cross_entropy_bwd(
     ],
     dl: Float[ArrayLike, "*batch"],
     *,
-    chunk=1024,
+    chunk=256,
 ):
     """(dx, dW, None): dx was made on the way forward, dW takes the logits once more."""
     x, W, y, L, g = residuals
