@@ -723,6 +723,10 @@ RIGHT = {
         *(hg.tanh, hg.tanh_fwd, hg.tanh_bwd),
         lambda draw: (np.logspace(-6, 1, 50) * draw.normal(size=50),),
     ),
+    "Poisson's loss where the log of t! is 0, float32": (
+        *(hg.poisson_nll, hg.poisson_nll_fwd, hg.poisson_nll_bwd),
+        lambda draw: (single(draw.uniform(-6, 2, 4000)), single(np.zeros(4000))),
+    ),
 }
 
 

@@ -163,6 +163,9 @@ CHOOSING = {"select_and_scatter_add": 1, "select_and_gather_add": 1}
 # so has the last digits of 1 where JAX has those of a small number.
 SATURATING = {"erf", "erfc", "exp", "exp2", "expm1", "logistic", "tanh"}
 
+# Functions that are made from larger numbers, and near their zeros have the last digits of those.
+CANCELLING = {"digamma", "lgamma"}
+
 # How many terms each operation adds up, where it is more than two.
 _TERMS = {
     "conv_general_dilated": lambda eqn: (
@@ -236,6 +239,8 @@ class _Otherwise:
         sizes, times = [jnp.abs(w) if _rounds(w) else w for w in was], 1.0
         if name in SATURATING:
             sizes = [jnp.maximum(size, 1 / MARGIN) for size in sizes]
+        if name in CANCELLING:
+            sizes = [jnp.maximum(size, 1) for size in sizes]
         if name in _TERMS and not any(map(_half, was)):
             sizes = bind(eqn, [jnp.abs(a) if _rounds(a) else a for a in sides[0]])
             times = max(math.sqrt(_TERMS[name](eqn)) / 8, 1.0)
