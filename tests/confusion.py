@@ -3,7 +3,7 @@
 python tests/confusion.py prints two tables. In the first every mistake that the checker implements
 is planted in every layer where it makes sense: how often it was planted, and how often named. In
 the second are the mistakes of tests/mistakes/, which people have made, in layers that they wrote by
-hand. What was said of each is kept, in tests/mistakes/planted.tsv and told.tsv: it takes minutes.
+hand. All of it takes minutes; what was said is kept in tests/mistakes/planted.tsv and told.tsv.
 """
 
 import csv
