@@ -98,8 +98,11 @@ def collection_map(ax):
     boxes = {}
     for number, title in titles.items():
         words = f"{number}\n" + "\n".join(textwrap.wrap(title, 13))
-        kept = {"ha": "center", "va": "center", "fontsize": size, "bbox": style, "zorder": 2}
-        boxes[number] = ax.text(*place[number], words, **kept).get_bbox_patch()
+        kept = {"ha": "center", "va": "center", "fontsize": size, "bbox": style}
+        # below the arrows, which end where this one ends, and above those that pass by
+        for layer in (4, 2):
+            box = ax.text(*place[number], words, zorder=layer, **kept)
+        boxes[number] = box.get_bbox_patch()
     for number in titles:
         implied = set().union(*(behind[n] for n in needs[number]))
         for needed in needs[number] - implied:
